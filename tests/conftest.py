@@ -1,0 +1,30 @@
+"""Strict settings for every test: 8 CPU devices, no implicit promotion, checked shapes, no network."""
+
+import os
+import socket
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+install_import_hook("tljax", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _block_network(monkeypatch):
+    """Refuse every connection that leaves this machine."""
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(("127.", "::1")):
+            raise OSError(f"tests have no network: connection to {address} refused")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)

@@ -1,0 +1,218 @@
+"""A model as an ordered list of named stages over flat dicts of arrays.
+
+This is the only module that turns NNX modules into dicts and back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tljax import paths
+
+HEAD = "head"
+NORM = "norm"
+
+Arrays = dict[str, Any]
+
+
+class Architecture(Protocol):
+    """A hashable description of a network, from which its stages are built."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stage names in order of depth, sorted as text within a family of stages; the last is "head"."""
+        ...
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens before the patches (class, registers); 0 for networks of feature maps."""
+        ...
+
+    def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
+        """Return the module of one stage, called as `module(x, is_training=...)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One stage without its arrays: the graph, and the abstract variables in the order NNX binds them."""
+
+    graph: Any
+    params: dict[str, Any]
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network without arrays: hashable, so that compiled functions may close over it.
+
+    Params and statistics live outside, in flat dicts whose paths begin with the stage name, such as
+    `"block_03/attn/query/kernel"`.
+    """
+
+    architecture: Architecture
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stage names in order of depth."""
+        return self.architecture.stages
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens before the patches."""
+        return self.architecture.prefix_tokens
+
+    @cached_property
+    def _layouts(self) -> dict[str, _Layout]:
+        return {stage: _layout(self.architecture, stage) for stage in self.stages}
+
+    @cached_property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of every param."""
+        return {path: leaf.get_value() for layout in self._layouts.values() for path, leaf in layout.params.items()}
+
+    @cached_property
+    def stat_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of every running statistic."""
+        return {path: leaf.get_value() for layout in self._layouts.values() for path, leaf in layout.stats.items()}
+
+    def depth(self, stage: str | int) -> int:
+        """Return the index of a stage given by name or index; `len(stages)` is past the end.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        if isinstance(stage, str):
+            if stage not in self.stages:
+                raise ValueError(
+                    f"no stage {stage!r}{paths.did_you_mean(stage, self.stages)}; stages are {', '.join(self.stages)}"
+                )
+            return self.stages.index(stage)
+        if not 0 <= stage <= len(self.stages):
+            raise ValueError(f"stage index {stage} is outside 0..{len(self.stages)}")
+        return stage
+
+    def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
+        """Draw fresh params and statistics, each stage from its own fold of the key."""
+        params: Arrays = {}
+        stats: Arrays = {}
+        for index, stage in enumerate(self.stages):
+            module = self.architecture.build(stage, nnx.Rngs(jax.random.fold_in(key, index)))
+            params |= _flatten(stage, nnx.state(module, nnx.Param))
+            stats |= _flatten(stage, nnx.state(module, nnx.BatchStat))
+        return params, stats
+
+    def apply(
+        self,
+        params: Mapping[str, Any],
+        stats: Mapping[str, Any],
+        x: jax.Array,
+        *,
+        start: str | int = 0,
+        stop: str | int | None = None,
+        train_from: str | int | None = None,
+    ) -> tuple[jax.Array, Arrays]:
+        """Run the stages from `start` up to, not including, `stop`.
+
+        Args:
+            params: at least the params of the stages that run.
+            stats: at least the statistics of the stages that run.
+            x: normalised images [b h w c] when `start` is 0, else the output of the stage before `start`.
+            start: first stage to run, by name or index.
+            stop: stage to stop before; None runs to the end and returns class scores [b k].
+            train_from: first stage in training mode; None runs all in inference mode, where running
+                statistics are used and do not move.
+
+        Returns:
+            The output of the last stage that ran, and `stats` with the entries of the stages in training
+            mode updated.
+
+        Raises:
+            ValueError: an unknown stage, `start` after `stop`, or params or statistics of a stage that
+                are missing, unknown or of the wrong shape; all in one message.
+        """
+        first = self.depth(start)
+        last = len(self.stages) if stop is None else self.depth(stop)
+        if first >= last:
+            raise ValueError(f"nothing to run: start {start!r} is not before stop {stop!r}")
+        training = len(self.stages) if train_from is None else self.depth(train_from)
+        running = self.stages[first:last]
+        self._check(running, params, stats)
+        stats = dict(stats)
+        for index, stage in enumerate(running, first):
+            module = self._bind(stage, params, stats)
+            x = module(x, is_training=index >= training)
+            if index >= training:
+                stats |= _flatten(stage, nnx.state(module, nnx.BatchStat))
+        return x, stats
+
+    def pool(self, y: jax.Array, kind: str) -> jax.Array:
+        """Reduce a stage's output to one vector an image.
+
+        Args:
+            y: tokens [b n d] or a feature map [b h w c].
+            kind: "cls" (class token), "mean" (of patches or positions), or "cls_mean" (both, concatenated).
+
+        Raises:
+            ValueError: an unknown kind, or the class token of a network that has none.
+        """
+        return pool(y, kind, self.prefix_tokens)
+
+    def _check(self, running: tuple[str, ...], params: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
+        problems = []
+        for given, shapes in ((params, self.shapes), (stats, self.stat_shapes)):
+            wanted = {path: leaf for path, leaf in shapes.items() if paths.stage_of(path) in running}
+            present = {path: leaf for path, leaf in given.items() if paths.stage_of(path) in running}
+            problems += paths.diff(present, wanted)
+        if problems:
+            raise ValueError(f"params do not fit stages {running[0]}..{running[-1]}:\n  " + "\n  ".join(problems))
+
+    def _bind(self, stage: str, params: Mapping[str, Any], stats: Mapping[str, Any]) -> Any:
+        """Build the live module of a stage.
+
+        `nnx.merge` binds by position and checks only the number of leaves, so the states are built from
+        the layout's own paths, in its own order.
+        """
+        layout = self._layouts[stage]
+        states = [
+            nnx.from_flat_state([(_keys(path), leaf.replace(given[path])) for path, leaf in leaves.items()])
+            for leaves, given in ((layout.params, params), (layout.stats, stats))
+        ]
+        return nnx.merge(layout.graph, *states)
+
+
+def pool(y: jax.Array, kind: str, prefix_tokens: int) -> jax.Array:
+    """Reduce tokens [b n d] or a feature map [b h w c] to [b d]; see `Net.pool`."""
+    if kind not in ("cls", "mean", "cls_mean"):
+        raise ValueError(f"pooling {kind!r} is not known{paths.did_you_mean(kind, ('cls', 'mean', 'cls_mean'))}")
+    if kind != "mean" and prefix_tokens == 0:
+        raise ValueError(f"pooling {kind!r} needs a class token, and this network has none; use 'mean'")
+    if y.ndim == 4:
+        y = y.reshape(y.shape[0], -1, y.shape[-1])  # b h w c -> b (h w) c
+    mean = jnp.mean(y[:, prefix_tokens:], axis=1)
+    if kind == "mean":
+        return mean
+    return y[:, 0] if kind == "cls" else jnp.concatenate([y[:, 0], mean], axis=-1)
+
+
+def _layout(architecture: Architecture, stage: str) -> _Layout:
+    module = nnx.eval_shape(lambda: architecture.build(stage, nnx.Rngs(0)))
+    graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    return _Layout(graph=graph, params=_leaves(stage, params), stats=_leaves(stage, stats))
+
+
+def _leaves(stage: str, state: Any) -> dict[str, Any]:
+    return {"/".join((stage, *map(str, keys))): leaf for keys, leaf in nnx.to_flat_state(state)}
+
+
+def _flatten(stage: str, state: Any) -> Arrays:
+    return {path: leaf.get_value() for path, leaf in _leaves(stage, state).items()}
+
+
+def _keys(path: str) -> tuple[str, ...]:
+    return tuple(path.split("/")[1:])

@@ -1,0 +1,159 @@
+"""Files of a run: written whole or not at all, with the environment that made them."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+DONE = "done.json"
+METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"cannot write {path}: {error.strerror}; the earlier file, if any, is kept"
+        ) from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: it lives in the folder, not in the file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=_plain) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of the numpy scalars and arrays, tuples and paths that results are made of."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def fingerprint(value: Any) -> str:
+    """Hash plain nested values (numbers, strings, lists, dicts, numpy arrays) to 32 hex digits.
+
+    Mappings hash by content, not by order of insertion.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: "hashlib.blake2b", value: Any) -> None:
+    if isinstance(value, Mapping):
+        digest.update(b"{")
+        for key in sorted(value):
+            _feed(digest, key)
+            _feed(digest, value[key])
+        digest.update(b"}")
+    elif isinstance(value, list | tuple):
+        digest.update(b"[")
+        for item in value:
+            _feed(digest, item)
+        digest.update(b"]")
+    elif isinstance(value, np.ndarray | jax.Array):
+        array = np.ascontiguousarray(value)
+        digest.update(f"array {array.dtype} {array.shape};".encode())
+        digest.update(array.view(np.uint8).reshape(-1).data)
+    elif value is None or isinstance(value, bool | int | float | str):
+        text = f"{type(value).__name__} {value!r}"
+        digest.update(f"{len(text)}:{text};".encode())
+    else:
+        raise TypeError(f"cannot fingerprint a {type(value).__name__}: {value!r}")
+
+
+def append_metrics(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
+    """Append one line of JSON."""
+    with open(path, "a") as file:
+        file.write(json.dumps(dict(record), sort_keys=True, default=_plain) + "\n")
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read the whole lines of a metrics file; a last line cut short by a killed process is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def keep_metrics_before(path: str | os.PathLike, step: int) -> None:
+    """Drop the records at or after `step`, which a resumed run is about to write again."""
+    records = [record for record in read_metrics(path) if record["step"] < step]
+    write_bytes(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
+
+
+def environment() -> dict[str, Any]:
+    """Describe what a result depends on beside the config: versions, devices, git state, processor."""
+    packages = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: installed.get(name, "not installed") for name in packages},
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "cpu_count": os.cpu_count(),
+        "git": _git_state(),
+        "argv": sys.argv[1:],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git_state() -> str:
+    """Commit of the source tree, with `-dirty` when it has changes; `unknown` outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() or "unknown"
