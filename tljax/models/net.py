@@ -6,7 +6,7 @@ This is the only module that turns NNX modules into dicts and back.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ NORM = "norm"
 Arrays = dict[str, Any]
 
 
+@runtime_checkable
 class Architecture(Protocol):
     """A hashable description of a network, from which its stages are built."""
 
