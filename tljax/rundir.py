@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -157,3 +157,53 @@ def _git_state() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return result.stdout.strip() or "unknown"
+
+
+def begin(workdir: str | os.PathLike, task: str, config: Mapping[str, Any]) -> dict[str, float] | None:
+    """Open a run directory: new, half-finished or finished.
+
+    Args:
+        workdir: made if it is not there.
+        task: name of the task that runs in it.
+        config: plain values that determine the run.
+
+    Returns:
+        The results if the run is finished, else None. A new directory then holds config.json and env.json.
+
+    Raises:
+        ValueError: the directory belongs to another task or config; the differences are listed.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    current = json.loads(json.dumps({"task": task, "config": config}, default=_plain))
+    path = workdir / "config.json"
+    if path.exists():
+        problems = differences(read_json(path), current)
+        if problems:
+            raise ValueError(
+                f"{workdir} holds a run of another config; use another --workdir, or remove this one:\n  "
+                + "\n  ".join(problems)
+            )
+    else:
+        write_json(workdir / "env.json", environment())
+        write_json(path, current)
+    return read_json(workdir / DONE) if (workdir / DONE).exists() else None
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """List the settings, by dotted name, that are not the same in two nested configs."""
+    before, now = dict(_flatten(saved)), dict(_flatten(current))
+    absent = "absent"
+    return [
+        f"{name}: {before.get(name, absent)!r} there, {now.get(name, absent)!r} now"
+        for name in sorted({*before, *now})
+        if before.get(name, absent) != now.get(name, absent)
+    ]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

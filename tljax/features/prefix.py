@@ -1,0 +1,171 @@
+"""The frozen prefix of a net as a bank of activations: computed once, trained on every epoch.
+
+Where stages before a boundary are frozen, their output for an image never changes. Steps from stored float32
+activations give the same params as steps from images, bit for bit; float16 and bfloat16 round.
+"""
+
+import functools
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Integer
+
+from tljax.data.sources import Source
+from tljax.data.splits import hashed_seed
+from tljax.features.extract import GRID, extract, feature_spec
+from tljax.features.store import FeatureStore
+from tljax.models.net import Net
+from tljax.preprocess import Preprocess
+
+PREFETCH_BATCHES = 4
+
+
+def prefix_spec(
+    net: Net,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    boundary: str | int,
+    views: int = 1,
+    dtype: str = "float16",
+) -> dict[str, Any]:
+    """Return all that determines the bank, as plain values; see `feature_spec`."""
+    taps = (_stage_before(net, boundary),)
+    return feature_spec(net, params, stats, source, preprocess, taps=taps, pooling=GRID, views=views, dtype=dtype)
+
+
+def build_prefix(
+    net: Net,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    source: Source,
+    preprocess: Preprocess,
+    directory: str | os.PathLike,
+    *,
+    boundary: str | int,
+    views: int = 1,
+    dtype: str = "float16",
+    batch_size: int = 32,
+) -> FeatureStore:
+    """Store what the stage before `boundary` gives for every view of every image, as crash-safe as `extract`.
+
+    The array's name is that stage. Other arguments are those of `extract`.
+
+    Raises:
+        ValueError: nothing is before `boundary`, or as `extract`.
+    """
+    return extract(
+        net,
+        params,
+        stats,
+        source,
+        preprocess,
+        directory,
+        taps=(_stage_before(net, boundary),),
+        pooling=GRID,
+        views=views,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+
+
+def prefix_batches(
+    store: FeatureStore,
+    indices: Integer[np.ndarray, " m"],
+    labels: Int32[np.ndarray, " n"],
+    batch_size: int,
+    seed: int,
+    *,
+    start_step: int = 0,
+    views: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Read stored activations for ever, each epoch in a new order and under random views.
+
+    The batch of a step is a function of (seed, step) alone. Epochs follow each other without a gap, so a
+    batch may hold the end of one and the start of the next. Batches are read ahead in the background.
+
+    Args:
+        store: from `build_prefix`.
+        indices: images to train on, as positions in the source.
+        labels: of all images of the source.
+        batch_size: images per batch.
+        seed: the run's seed.
+        start_step: the step whose batch comes first.
+        views: how many of the stored views to draw from; 1 for none but the image itself.
+
+    Returns:
+        {"activation": [b ...] in the dtype of the store, "label": int32 [b], "index": int64 [b],
+        "view": int64 [b]}.
+
+    Raises:
+        ValueError: no indices, labels of another number of images, or more views than are stored; from the
+            iterator, the store is incomplete.
+    """
+    stored_views = store.ingredients["views"]
+    (name,) = store.arrays
+    if not 1 <= views <= stored_views:
+        raise ValueError(f"views is {views}, wanted 1 to {stored_views}, the number that {store.directory} holds")
+    if len(labels) * stored_views != store.num_rows:
+        raise ValueError(
+            f"got {len(labels)} labels for the {store.num_rows // stored_views} images of {store.directory}"
+        )
+    if not len(indices):
+        raise ValueError("no indices to train on; look at the split")
+
+    # A batch reaches into two epochs, or more where it is larger than one.
+    @functools.lru_cache(maxsize=2)
+    def draw(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.random.default_rng(hashed_seed(seed, f"order of epoch {epoch}"))
+        view = np.random.default_rng(hashed_seed(seed, f"views of epoch {epoch}"))
+        return order.permutation(indices), view.integers(views, size=len(indices))
+
+    def load(step: int) -> dict[str, np.ndarray]:
+        epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), len(indices))
+        drawn = [[column[places[epochs == epoch]] for column in draw(epoch)] for epoch in np.unique(epochs).tolist()]
+        index, view = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
+        activation = store.rows(name, index * stored_views + view)
+        return {"activation": activation, "label": labels[index], "index": index, "view": view}
+
+    return _load_ahead(load, start_step)
+
+
+def ordered_prefix_batches(
+    store: FeatureStore, indices: Integer[np.ndarray, " m"], batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Read the stored activations of the images as they are, view 0, once and in the order of `indices`.
+
+    Returns:
+        {"activation": [b ...] in the dtype of the store, "index": int64 [b], "mask": bool [b]}. The last batch is
+        filled up with the last image again, its mask False there.
+    """
+    (name,) = store.arrays
+    for start in range(0, len(indices), batch_size):
+        index = indices[start : start + batch_size].astype(np.int64)
+        mask = np.arange(batch_size) < len(index)
+        index = np.pad(index, (0, batch_size - len(index)), mode="edge")
+        activation = store.rows(name, index * store.ingredients["views"])
+        yield {"activation": activation, "index": index, "mask": mask}
+
+
+def _load_ahead(load: Callable[[int], dict[str, np.ndarray]], start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield `load(step)` for every step from `start_step` on, the next ones in preparation."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefix") as pool:
+        first = range(start_step, start_step + PREFETCH_BATCHES)
+        pending = deque(pool.submit(load, step) for step in first)
+        for step in itertools.count(first.stop):
+            yield pending.popleft().result()
+            pending.append(pool.submit(load, step))
+
+
+def _stage_before(net: Net, boundary: str | int) -> str:
+    depth = net.depth(boundary)
+    if depth == 0:
+        raise ValueError(f"no stage is before {net.stages[0]!r}: with that boundary nothing is frozen, train on images")
+    return net.stages[depth - 1]

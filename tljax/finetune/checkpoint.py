@@ -1,0 +1,109 @@
+"""Checkpoints of a training run: the only module that knows Orbax.
+
+Source: the v1 interface of orbax-checkpoint 0.12, which still changes between minor releases.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from tljax import rundir
+
+# Both are written before Orbax renames a step's folder to its final name.
+COMPLETE_FILES = ("_CHECKPOINT_METADATA", "state/_METADATA")
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints in a folder, which all belong to one config.
+
+    A class, and a context manager, because saves go on in the background: leaving waits for them.
+
+    Args:
+        directory: made if it is not there.
+        config: plain values that determine the run; kept in each checkpoint.
+        keep_latest: number of checkpoints kept.
+    """
+
+    def __init__(self, directory: str | os.PathLike, config: Mapping[str, Any], *, keep_latest: int = 2):
+        self.directory = Path(directory).absolute()
+        # As it will be read back: tuples become lists.
+        self.config = json.loads(json.dumps(config))
+        _set_incomplete_aside(self.directory)
+        keep: Any = ocp.training.preservation_policies.LatestN(keep_latest)
+        self._checkpointer = ocp.training.Checkpointer(str(self.directory), preservation_policy=keep)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._checkpointer.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the latest checkpoint; None when there is none."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: Any) -> None:
+        """Save in the background; waits first for a save that is still going on.
+
+        Raises:
+            FileExistsError: there is a checkpoint of this step.
+        """
+        meta = {"step": step, "config": self.config}
+        self._checkpointer.save_checkpointables_async(step, {"state": state}, force=True, custom_metadata=meta)
+
+    def restore(self, state: Any) -> Any:
+        """Return the state of the latest checkpoint, or `state` itself when there is none.
+
+        Args:
+            state: a tree of arrays, or of `ShapeDtypeStruct` with shardings, that says what to restore and where.
+
+        Raises:
+            ValueError: the checkpoint was made with another config; the message lists the differences.
+        """
+        step = self.latest_step
+        if step is None:
+            return state
+        self._check_config(step)
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+        )
+        log.info("restoring step %d from %s", step, self.directory)
+        return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+
+    def _check_config(self, step: int) -> None:
+        meta = cast(dict[str, Any], self._checkpointer.checkpointables_metadata(step).custom_metadata)
+        problems = rundir.differences(meta["config"], self.config)
+        if problems:
+            raise ValueError(
+                f"the checkpoint of step {step} in {self.directory} was made with another config; "
+                "use another workdir, or the config it was made with:\n  " + "\n  ".join(problems)
+            )
+
+
+def _set_incomplete_aside(directory: Path) -> None:
+    """Rename step folders without content, such as a crash can leave behind.
+
+    Orbax takes any folder with a number for a name as a checkpoint: it would be restored as the latest,
+    and count towards those to keep, so that the good ones would go.
+    """
+    if jax.process_index() == 0 and directory.exists():
+        for folder in sorted(directory.iterdir()):
+            if not folder.name.isdigit() or all((folder / name).exists() for name in COMPLETE_FILES):
+                continue
+            aside = folder.with_name(f"incomplete_{folder.name}_{time.time_ns()}")
+            folder.rename(aside)
+            log.warning("%s is not a whole checkpoint; ignored, and renamed to %s", folder, aside.name)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tljax checkpoints: incomplete set aside")

@@ -1,0 +1,81 @@
+"""How good predictions are, and how sure a mean over repeats is."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, Integer
+from scipy import stats
+
+
+def classification_metrics(
+    probabilities: Float[np.ndarray, "n k"], labels: Integer[np.ndarray, " n"], weights: Float[np.ndarray, " n"]
+) -> dict[str, float]:
+    """Compare class probabilities with labels.
+
+    Args:
+        probabilities: a row per example; the first of equal largest ones is the prediction.
+        labels: positions of the true classes.
+        weights: confidence of each label, not negative, not all 0.
+
+    Returns:
+        "accuracy"; "weighted_accuracy", where an example counts by its weight; "balanced_accuracy", the mean
+        recall, and "macro_f1", the mean F1, of the classes that are among the labels (F1 also of those only
+        predicted); "roc_auc", for two classes that of class 1, for more the mean of one class against the
+        rest. A ROC AUC that needs a class which no label has is NaN.
+
+    Raises:
+        ValueError: no examples, or weights that sum to 0.
+    """
+    if len(labels) == 0 or not weights.sum() > 0:
+        raise ValueError(f"{len(labels)} examples with weights that sum to {weights.sum()}: nothing to measure")
+    is_right = probabilities.argmax(axis=1) == labels
+    confusion = confusion_matrix(probabilities, labels)
+    hits, truths, guesses = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        recall, f1 = hits / truths, 2 * hits / (truths + guesses)
+    return {
+        "accuracy": float(is_right.mean()),
+        "weighted_accuracy": float(np.average(is_right, weights=weights)),
+        "balanced_accuracy": float(np.nanmean(recall)),
+        "macro_f1": float(np.nanmean(f1)),
+        "roc_auc": _roc_auc(probabilities, labels),
+    }
+
+
+def confusion_matrix(
+    probabilities: Float[np.ndarray, "n k"], labels: Integer[np.ndarray, " n"]
+) -> Int[np.ndarray, "k k"]:
+    """Count examples by true class (rows) and predicted class (columns)."""
+    counts = np.zeros((probabilities.shape[1],) * 2, np.int64)
+    np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
+    return counts
+
+
+def _roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    num_classes = probabilities.shape[1]
+    classes = [1] if num_classes == 2 else range(num_classes)
+    return float(np.mean([_binary_roc_auc(probabilities[:, index], labels == index) for index in classes]))
+
+
+def _binary_roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """Probability that a positive scores above a negative, ties counted half (Mann and Whitney 1947)."""
+    positives = int(is_positive.sum())
+    negatives = len(is_positive) - positives
+    if positives == 0 or negatives == 0:
+        return math.nan
+    ranks = stats.rankdata(scores)
+    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float, float]:
+    """Return mean, sample standard deviation and the ends of Student's t interval of the mean.
+
+    All but the mean are NaN for a single value: one repeat says nothing of the spread.
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan, math.nan
+    deviation = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return mean, deviation, mean - half, mean + half

@@ -1,0 +1,11 @@
+"""The tasks of the command line: each is `run(config, workdir) -> dict[str, float]`."""
+
+from tljax.tasks import explain, extract, finetune, probe, transfer
+
+TASKS = {
+    extract.NAME: (extract.run, "run images to chosen stages once and store the features"),
+    probe.NAME: (probe.run, "fit simple classifiers on stored features of several depths"),
+    finetune.NAME: (finetune.run, "retrain late stages and a new head, early stages frozen"),
+    explain.NAME: (explain.run, "print what a config would train and what a step costs, before training"),
+    transfer.NAME: (transfer.run, "extract, probe and fine-tune on the same splits, and write the report"),
+}

@@ -1,0 +1,257 @@
+"""Fine-tune: frozen early stages, late stages at a low rate, a new head at a higher one."""
+
+import functools
+import io
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tljax import rundir
+from tljax.data.pipeline import ordered_batches, training_batches
+from tljax.data.splits import Split
+from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
+from tljax.features.store import FeatureStore
+from tljax.finetune.groups import Groups, format_partition, make_groups, make_optimizer, partition_table
+from tljax.finetune.loop import fit
+from tljax.finetune.schedules import warmup_cosine
+from tljax.finetune.step import (
+    Batch,
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_mesh,
+    make_train_step,
+    predict,
+    replicate,
+    train_body,
+)
+from tljax.models.net import Net
+from tljax.paths import merge, stage_of
+from tljax.tasks.inputs import Inputs, evaluate, open_inputs, saved_split
+from tljax.tasks.sections import call
+
+NAME = "finetune"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`config.finetune`: how long, how fast, how often.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images a step, over all devices.
+        learning_rate: peak; `config.groups.rates` multiplies it per label.
+        warmup_fraction: share of the steps in which the rate rises.
+        views: augmented views an image, out of the 8 flips and quarter turns; 1 is no augmentation.
+        use_prefix_cache: compute the activations of the frozen prefix once and train on them.
+        checkpoint_every: steps between checkpoints.
+        evaluate_every: steps between evaluations on the validation part.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup_fraction: float
+    views: int
+    use_prefix_cache: bool
+    checkpoint_every: int
+    evaluate_every: int
+
+    def num_steps(self, num_images: int) -> int:
+        """Length of the run; images that do not fill a last batch come first in the next epoch."""
+        return self.epochs * num_images // self.batch_size
+
+
+def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
+    """Fine-tune on one split and test; idempotent and resumable."""
+    found = rundir.begin(workdir, NAME, config)
+    return found if found is not None else work(config, Path(workdir), open_inputs(config))
+
+
+def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
+    """Do what is left to do in a run directory that `rundir.begin` opened."""
+    started = time.monotonic()
+    recipe = call("finetune", config, Recipe)
+    pretrained, source = inputs.pretrained, inputs.source
+    split = saved_split(config, source, workdir)
+    groups = call("groups", config, make_groups, pretrained.params, pretrained.net.stages)
+    _report_partition(config, recipe, groups, inputs, workdir)
+
+    feed = _open_feed(config, recipe, groups, inputs)
+    state, frozen = _train(config, recipe, groups, inputs, split, feed, workdir)
+    params = merge(jax.device_get(state.trained), jax.device_get(frozen))
+    before, after = (_frozen_hash(groups, values) for values in (pretrained.params, params))
+    if before != after:
+        raise RuntimeError(f"frozen params moved: hash {before} before, {after} after; please report this")
+
+    eval_step = make_eval_step(pretrained.net, pretrained.preprocess, _mesh(), start=feed.start)
+    running = _of_running_stages(pretrained.net, params, feed.start)
+    indices, probabilities = predict(eval_step, running, state.stats, feed.ordered(split.test))
+    record = {
+        "method": NAME,
+        "features": f"from {groups.train_from}",
+        "depth": None,
+        "chosen": {},
+        **call("evaluate", config, evaluate, source, indices, probabilities),
+    }
+    _save_predictions(workdir / "predictions.npz", indices, probabilities)
+    rundir.write_json(workdir / "evaluations.json", [record])
+    result = {
+        **record["metrics"],
+        "seconds": time.monotonic() - started,
+        "num_trained": float(sum(value.size for value in state.trained.values())),
+    }
+    rundir.write_json(workdir / rundir.DONE, result)
+    return result
+
+
+def _report_partition(config: Mapping[str, Any], recipe: Recipe, groups: Groups, inputs: Inputs, workdir: Path) -> None:
+    rows = partition_table(
+        groups,
+        inputs.pretrained.params,
+        learning_rate=recipe.learning_rate,
+        weight_decay=config["optimizer"]["weight_decay"],
+    )
+    log.info("%s", format_partition(rows))
+    rundir.write_json(workdir / "partition.json", rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Where the batches come from: images, or the stored activations of the frozen prefix."""
+
+    inputs: Inputs
+    recipe: Recipe
+    start: str | int
+    store: FeatureStore | None
+
+    def training(self, indices: np.ndarray, seed: int, start_step: int) -> Iterator[Batch]:
+        """Endless shuffled batches with random views, from a step on."""
+        labels, recipe = self.inputs.source.labels, self.recipe
+        if self.store is not None:
+            return prefix_batches(
+                self.store, indices, labels, recipe.batch_size, seed, start_step=start_step, views=recipe.views
+            )
+        return training_batches(
+            self.inputs.source,
+            indices,
+            self.inputs.pretrained.preprocess,
+            recipe.batch_size,
+            seed,
+            start_step=start_step,
+            views=recipe.views,
+        )
+
+    def ordered(self, indices: np.ndarray) -> Iterator[Batch]:
+        """Padded batches without augmentation, in order."""
+        if self.store is not None:
+            return ordered_prefix_batches(self.store, indices, self.recipe.batch_size)
+        preprocess = self.inputs.pretrained.preprocess
+        return ordered_batches(self.inputs.source, indices, preprocess, self.recipe.batch_size)
+
+
+def _open_feed(config: Mapping[str, Any], recipe: Recipe, groups: Groups, inputs: Inputs) -> Feed:
+    """Choose images or stored activations, and compute the latter where they are not there yet."""
+    net, boundary = inputs.pretrained.net, groups.train_from
+    if not recipe.use_prefix_cache:
+        return Feed(inputs=inputs, recipe=recipe, start=0, store=None)
+    if net.depth(boundary) == 0:
+        raise ValueError("finetune.use_prefix_cache: nothing is frozen, so there is no prefix; set it to False")
+    root = Path(config["cache_dir"]) / "prefix"
+    store = call("prefix", config, cached_prefix, inputs, root, boundary=boundary, views=recipe.views)
+    return Feed(inputs=inputs, recipe=recipe, start=boundary, store=store)
+
+
+def cached_prefix(
+    inputs: Inputs, root: Path, *, boundary: str, views: int, dtype: str, batch_size: int
+) -> FeatureStore:
+    """Return the complete store of prefix activations, in a folder of `root` named by all that determines them.
+
+    The keywords are those of `features.prefix.build_prefix`.
+    """
+    pretrained = inputs.pretrained
+    what = (pretrained.net, pretrained.params, pretrained.stats, inputs.source, pretrained.preprocess)
+    spec = prefix_spec(*what, boundary=boundary, views=views, dtype=dtype)
+    folder = root / rundir.fingerprint(spec)[:16]
+    return build_prefix(*what, folder, boundary=boundary, views=views, dtype=dtype, batch_size=batch_size)
+
+
+def _train(
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    groups: Groups,
+    inputs: Inputs,
+    split: Split,
+    feed: Feed,
+    workdir: Path,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Train to the last step; return the state and the frozen params, all of them."""
+    pretrained, source, mesh = inputs.pretrained, inputs.source, _mesh()
+    num_steps = recipe.num_steps(len(split.train))
+    schedule = warmup_cosine(
+        learning_rate=recipe.learning_rate,
+        warmup_steps=round(recipe.warmup_fraction * num_steps),
+        num_steps=num_steps,
+    )
+    optimizer = call("optimizer", config, make_optimizer, groups, schedule)
+    trained, frozen = groups.split(pretrained.params)
+    body = functools.partial(
+        train_body,
+        net=pretrained.net,
+        tx=optimizer,
+        preprocess=pretrained.preprocess,
+        train_from=groups.train_from,
+        start=feed.start,
+    )
+    eval_step = make_eval_step(pretrained.net, pretrained.preprocess, mesh, start=feed.start)
+    # Stages before the start are not run, and their params stay on the host.
+    running = replicate(_of_running_stages(pretrained.net, frozen, feed.start), mesh)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        params = merge(state.trained, running)
+        indices, probabilities = predict(eval_step, params, state.stats, feed.ordered(split.val))
+        metrics = evaluate(source, indices, probabilities)["metrics"]
+        return {f"val_{name}": value for name, value in metrics.items()}
+
+    state = fit(
+        replicate(init_state(trained, pretrained.stats, optimizer), mesh),
+        running,
+        make_train_step(body, mesh),
+        lambda step: feed.training(split.train, config["seed"], step),
+        num_steps=num_steps,
+        schedule=schedule,
+        config=config,
+        checkpoint_dir=workdir / "checkpoints",
+        checkpoint_every=recipe.checkpoint_every,
+        metrics_path=workdir / rundir.METRICS,
+        evaluate=validate if len(split.val) else None,
+        evaluate_every=recipe.evaluate_every,
+    )
+    return state, {**frozen, **running}
+
+
+def _mesh() -> jax.sharding.Mesh:
+    return make_mesh(jax.devices())
+
+
+def _of_running_stages(net: Net, params: Mapping[str, Any], start: str | int) -> dict[str, Any]:
+    first = net.depth(start)
+    return {path: value for path, value in params.items() if net.depth(stage_of(path)) >= first}
+
+
+def _frozen_hash(groups: Groups, params: Mapping[str, Any]) -> str:
+    return rundir.fingerprint({path: value for path, value in params.items() if not groups.is_trained(path)})
+
+
+def _save_predictions(path: Path, indices: np.ndarray, probabilities: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, index=indices, probabilities=probabilities)
+    rundir.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,44 @@
+"""Config sections to function calls: a section is exactly the keyword arguments of one function."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from tljax.paths import did_you_mean
+
+Result = TypeVar("Result")
+
+
+def call(section: str, config: Mapping[str, Any], function: Callable[..., Result], *args: Any, **given: Any) -> Result:
+    """Call a function with a section of the config as keyword arguments.
+
+    Args:
+        section: name of the section, for messages.
+        config: the whole config.
+        function: called as `function(*args, **given, **config[section])`.
+        args: its positional arguments.
+        given: keyword arguments that are not the user's to set.
+
+    Raises:
+        ValueError: the section is missing, has a key that the function lacks, or lacks one that it needs.
+    """
+    if section not in config:
+        raise ValueError(f"the config has no section {section!r}; it has {', '.join(sorted(config))}")
+    values = dict(config[section])
+    parameters = list(inspect.signature(function).parameters.values())[len(args) :]
+    settable = {parameter.name for parameter in parameters} - set(given)
+    needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty} - set(given)
+    check_keys(f"config.{section}", values, settable, needed)
+    return function(*args, **given, **values)
+
+
+def check_keys(name: str, values: Collection[str], known: Collection[str], needed: Collection[str]) -> None:
+    """Compare keys with those known and needed.
+
+    Raises:
+        ValueError: naming every unknown key with the nearest known one, and every missing key.
+    """
+    problems = [f"no key {key!r}{did_you_mean(key, known)}" for key in sorted(set(values) - set(known))]
+    problems += [f"key {key!r} is missing" for key in sorted(set(needed) - set(values))]
+    if problems:
+        raise ValueError(f"{name}: " + "; ".join(problems) + f". Valid keys: {', '.join(sorted(known))}")

@@ -1,0 +1,178 @@
+"""Records of finished runs to the data of the report."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax import rundir
+from tljax.data.splits import load_split
+from tljax.tasks import extract, finetune, probe
+from tljax.tasks.inputs import Inputs
+
+_EXAMPLES = 12
+
+
+def summarise(
+    config: Mapping[str, Any],
+    title: str,
+    references: Sequence[Mapping[str, Any]],
+    workdir: Path,
+    inputs: Inputs,
+    runs: Mapping[str, Sequence[Path]],
+) -> dict[str, Any]:
+    """Collect what `write_report` shows.
+
+    Args:
+        config: of the comparison.
+        title: of the report.
+        references: independent results.
+        workdir: of the comparison, with the run directory of the extraction in it.
+        inputs: data and pretrained net.
+        runs: run directories of the probes and of the fine-tuning, by task.
+    """
+    environment = rundir.read_json(workdir / "env.json")
+    evaluations = [record for task in (probe.NAME, finetune.NAME) for path in runs[task] for record in _records(path)]
+    tuned = runs[finetune.NAME]
+    return {
+        "title": title,
+        "subtitle": f"{inputs.pretrained.description}, at {inputs.pretrained.preprocess.size} px",
+        "started": environment["started"],
+        "command": "tljax " + " ".join(environment["argv"]),
+        "environment": environment,
+        "model": _model(inputs, rundir.read_json(workdir / "extract" / "extract.json")),
+        "data": _data(config, inputs, runs[probe.NAME]),
+        "evaluations": evaluations,
+        "references": [dict(reference) for reference in references],
+        "curves": [_curve(path) for path in tuned],
+        "examples": _examples(inputs, tuned[0]) if tuned else {"wrong": [], "right": [], "caption": ""},
+        "partition": rundir.read_json(tuned[0] / "partition.json") if tuned else [],
+        "timing": _timing(workdir, runs),
+        "notes": _notes(config),
+    }
+
+
+def _split_of(path: Path) -> dict[str, Any]:
+    split = rundir.read_json(path / "config.json")["config"]["split"]
+    return {"split": split["kind"], "repeat": split["repeat"]}
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [{**record, **_split_of(path)} for record in rundir.read_json(path / "evaluations.json")]
+
+
+def _model(inputs: Inputs, extracted: Mapping[str, Any]) -> dict[str, Any]:
+    pretrained = inputs.pretrained
+    return {
+        "name": pretrained.name,
+        "description": pretrained.description,
+        "licence": pretrained.licence,
+        "num_params": sum(value.size for value in pretrained.params.values()),
+        "image_size": pretrained.preprocess.size,
+        "stages": list(pretrained.net.stages),
+        "hash_before": extracted["hash_before"],
+        "hash_after": extracted["hash_after"],
+    }
+
+
+def _data(config: Mapping[str, Any], inputs: Inputs, paths: Sequence[Path]) -> dict[str, Any]:
+    source = inputs.source
+    counts = np.bincount(source.labels, minlength=inputs.num_classes)
+    splits: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        kind = _split_of(path)["split"]
+        split = load_split(path / "split.npz", source)
+        row = splits.setdefault(kind, {"kind": kind, "repeats": 0, "description": _describe_split(config, kind)})
+        row["repeats"] += 1
+        # Of the first repeat; whole groups differ a little in size.
+        row.setdefault("train", len(split.train))
+        row.setdefault("val", len(split.val))
+        row.setdefault("test", len(split.test))
+    return {
+        "name": source.name,
+        "num_images": len(source),
+        "class_names": list(source.class_names),
+        "class_counts": counts.tolist(),
+        "licence": source.licence,
+        "splits": list(splits.values()),
+    }
+
+
+def _describe_split(config: Mapping[str, Any], kind: str) -> str:
+    split = config["split"]
+    if kind == "stratified":
+        return f"at random, the same proportions of {' and '.join(split['strata'])} in every part"
+    return f"whole groups of {split['groups']!r}: none is in two parts"
+
+
+def _curve(path: Path) -> dict[str, Any]:
+    records = rundir.read_metrics(path / rundir.METRICS)
+    trained = [record for record in records if "loss" in record]
+    validated = [record for record in records if "val_accuracy" in record]
+    return {
+        **_split_of(path),
+        "step": [record["step"] for record in trained],
+        "train_loss": [record["loss"] for record in trained],
+        "learning_rate": [record["learning_rate"] for record in trained],
+        "val_step": [record["step"] for record in validated],
+        "val_accuracy": [record["val_accuracy"] for record in validated],
+    }
+
+
+def _examples(inputs: Inputs, path: Path) -> dict[str, Any]:
+    """Show the surest mistakes, and right answers at even distances of sureness."""
+    with np.load(path / "predictions.npz") as file:
+        indices, probabilities = file["index"], file["probabilities"]
+    labels = inputs.source.labels[indices]
+    predicted = probabilities.argmax(axis=1)
+    sureness = probabilities.max(axis=1)
+    order = np.argsort(-sureness, kind="stable")
+    wrong = order[predicted[order] != labels[order]]
+    right = order[predicted[order] == labels[order]]
+    spread = np.unique(np.linspace(0, len(right) - 1, _EXAMPLES).astype(int)) if len(right) else []
+    where = _split_of(path)
+
+    def show(row: int) -> dict[str, Any]:
+        example = inputs.source[int(indices[row])]
+        return {
+            "png": base64.b64encode(example["image"]).decode(),
+            "name": example["name"],
+            "truth": inputs.source.class_names[labels[row]],
+            "predicted": inputs.source.class_names[predicted[row]],
+            "probability": float(sureness[row]),
+        }
+
+    return {
+        "wrong": [show(row) for row in wrong[:_EXAMPLES]],
+        "right": [show(row) for row in right[spread]],
+        "caption": f"Test images of the {where['split']} split, repeat {where['repeat']}, by the fine-tuned net: "
+        f"the {min(_EXAMPLES, len(wrong))} surest of {len(wrong)} mistakes, and right answers from sure to unsure.",
+    }
+
+
+def _timing(workdir: Path, runs: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:
+    parts = {
+        "features of all images, one pass": [workdir / extract.NAME],
+        "probes on stored features": runs[probe.NAME],
+        "fine-tuning, frozen prefix included": runs[finetune.NAME],
+    }
+    return [
+        {
+            "name": name,
+            "seconds": sum(rundir.read_json(path / rundir.DONE)["seconds"] for path in paths),
+            "detail": f"{len(paths)} run{'s' * (len(paths) != 1)}",
+        }
+        for name, paths in parts.items()
+        if paths
+    ]
+
+
+def _notes(config: Mapping[str, Any]) -> list[str]:
+    return [
+        "Strengths and widths of the probes were chosen on the validation part; the fine-tuning recipe is fixed in the "
+        "config. The test part was used once.",
+        "Confidence-weighted accuracy weighs an image by how sure its label is.",
+        f"Config seed {config['seed']}; a run is a function of its config.",
+    ]
