@@ -46,6 +46,19 @@ def test_nothing_to_measure_is_refused():
         classification_metrics(np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros(0))
 
 
+def test_predictions_of_a_diverged_net_are_refused():
+    probabilities = np.full((4, 2), 0.5)
+    probabilities[1] = np.nan
+    with pytest.raises(ValueError, match="1 of 4 examples are not finite"):
+        classification_metrics(probabilities, np.array([0, 1, 0, 1]), np.ones(4))
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_without_a_probability_are_refused(label):
+    with pytest.raises(ValueError, match="wanted 0 to 1"):
+        classification_metrics(np.full((2, 2), 0.5), np.array([0, label]), np.ones(2))
+
+
 def test_interval_equals_scipy_and_needs_two_values():
     values = [0.81, 0.84, 0.79, 0.86]
     mean, deviation, low, high = mean_interval(values)

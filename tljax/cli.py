@@ -60,7 +60,7 @@ def _parse(arguments: list[str]) -> tuple[Any, str, bool]:
     The flags live in an object of their own: absl's global one belongs to the program that imports this.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
     flags.DEFINE_boolean("traceback", False, "Show tracebacks.", flag_values=values)
     rest = values(arguments)[1:]

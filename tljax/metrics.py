@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
-from scipy import stats
 
 
 def classification_metrics(
@@ -25,10 +24,15 @@ def classification_metrics(
         rest. A ROC AUC that needs a class which no label has is NaN.
 
     Raises:
-        ValueError: no examples, or weights that sum to 0.
+        ValueError: no examples, weights that sum to 0, probabilities that are not finite, or labels that have none.
     """
     if len(labels) == 0 or not weights.sum() > 0:
         raise ValueError(f"{len(labels)} examples with weights that sum to {weights.sum()}: nothing to measure")
+    if not np.isfinite(probabilities).all():
+        broken = int((~np.isfinite(probabilities)).any(axis=1).sum())
+        raise ValueError(
+            f"the probabilities of {broken} of {len(labels)} examples are not finite: did training diverge?"
+        )
     is_right = probabilities.argmax(axis=1) == labels
     confusion = confusion_matrix(probabilities, labels)
     hits, truths, guesses = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
@@ -46,8 +50,15 @@ def classification_metrics(
 def confusion_matrix(
     probabilities: Float[np.ndarray, "n k"], labels: Integer[np.ndarray, " n"]
 ) -> Int[np.ndarray, "k k"]:
-    """Count examples by true class (rows) and predicted class (columns)."""
-    counts = np.zeros((probabilities.shape[1],) * 2, np.int64)
+    """Count examples by true class (rows) and predicted class (columns).
+
+    Raises:
+        ValueError: a label is not the position of a column.
+    """
+    num_classes = probabilities.shape[1]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}, wanted 0 to {num_classes - 1}")
+    counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
     return counts
 
@@ -64,7 +75,9 @@ def _binary_roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
     negatives = len(is_positive) - positives
     if positives == 0 or negatives == 0:
         return math.nan
-    ranks = stats.rankdata(scores)
+    from scipy.stats import rankdata
+
+    ranks = rankdata(scores)
     return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
@@ -76,6 +89,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan, math.nan, math.nan
+    from scipy.stats import t
+
     deviation = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
     return mean, deviation, mean - half, mean + half

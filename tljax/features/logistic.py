@@ -86,9 +86,7 @@ def fit_path(
     Raises:
         ValueError: features that are not finite, a strength that is not positive, or none.
     """
-    strengths = tuple(sorted({float(strength) for strength in strengths}, reverse=True))
-    if not strengths or not strengths[-1] > 0:
-        raise ValueError(f"strengths are {strengths}, wanted one or more positive numbers")
+    strengths = _descending(strengths)
     mean, scale = standardisation(features)
     # TF32 and bfloat16 products, the default of accelerators, would end far from the optimum.
     with jax.default_matmul_precision("highest"):
@@ -131,18 +129,25 @@ def choose_strength(
     """
     if not folds:
         raise ValueError("no folds to choose a strength on; give at least one pair (train, held out)")
-    losses = []
+    tried, losses = _descending(strengths), []
     for train, held_out in folds:
-        path = fit_path(features[train], labels[train], num_classes, strengths, tolerance=tolerance)
+        path = fit_path(features[train], labels[train], num_classes, tried, tolerance=tolerance)
         right = path.predict_proba(features[held_out])[:, np.arange(len(held_out)), labels[held_out]]
         losses.append(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean(axis=1))
     best = int(np.mean(losses, axis=0).argmin())
-    if len(path.strengths) > 1 and best in (0, len(path.strengths) - 1):
+    if best in (0, len(tried) - 1) and len(tried) > 1:
         log.warning(
             "the best strength %g is at an end of the %d tried, %g to %g; a wider range may be better",
-            path.strengths[best], len(path.strengths), path.strengths[0], path.strengths[-1],
+            tried[best], len(tried), tried[0], tried[-1],
         )  # fmt: skip
-    return path.strengths[best]
+    return tried[best]
+
+
+def _descending(strengths: Sequence[float]) -> tuple[float, ...]:
+    descending = tuple(sorted({float(strength) for strength in strengths}, reverse=True))
+    if not descending or not min(descending) > 0:
+        raise ValueError(f"strengths are {descending}, wanted one or more positive numbers")
+    return descending
 
 
 def _pose(z: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[Problem, jax.Array]:

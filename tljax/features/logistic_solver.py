@@ -19,6 +19,10 @@ _MAX_STEPS = 2000
 _MAX_TRIALS = 20
 # A line search ends where the slope has fallen to this share of what it was.
 _SLOPE = 0.1
+# The curvature of a class without examples is taken no smaller than this share of the largest: its true one vanishes.
+_LEAST_CURVATURE = 1e-4
+# An objective below counts as this much, so that a fit to a single class ends.
+_LEAST_OBJECTIVE = 1e-7
 
 
 class Problem(NamedTuple):
@@ -104,7 +108,8 @@ def solve(
 
 
 def _gain(state: _State) -> Array:
-    return 0.5 * jnp.vdot(state.gradient, state.inverse * state.gradient) / state.objective
+    gain = 0.5 * jnp.vdot(state.gradient, state.inverse * state.gradient)
+    return gain / jnp.maximum(state.objective, _LEAST_OBJECTIVE)
 
 
 def _margins(problem: Problem, params: Array) -> Array:
@@ -133,6 +138,7 @@ def _evaluate(problem: Problem, penalties: Array, params: Array, margins: Array)
     objective = problem.weights @ losses + 0.5 * jnp.vdot(penalties, params**2)
     gradient = problem.design.T @ (problem.weights[:, None] * residual) + penalties * params
     spread = problem.weights @ (jnp.abs(residual) * (1 - jnp.abs(residual)))  # c: mean p (1 - p)
+    spread = jnp.maximum(spread, _LEAST_CURVATURE * jnp.max(spread))
     curvature = problem.eigenvalues[:, None] * spread[None] + penalties
     return objective, gradient, 1 / jnp.maximum(curvature, jnp.finfo(params.dtype).tiny)
 

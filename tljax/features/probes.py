@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax.features.logistic import choose_strength, fit_path
+from tljax.features.logistic import Fold, choose_strength, fit_path, standardisation
 
-Fold = tuple[np.ndarray, np.ndarray]
 Fitted = tuple[np.ndarray, dict[str, Any]]
 
 # Rows of queries whose similarities to all training rows are held at once.
@@ -119,14 +118,16 @@ def fit_mlp(data: ProbeData, *, width: int, weight_decays: Sequence[float], num_
 
     Returns:
         Probabilities of the test rows [m k], and {"weight_decay", "num_steps"}.
+
+    Raises:
+        ValueError: `num_steps` is not a multiple of `num_stops`.
     """
+    if num_stops < 1 or num_steps % num_stops:
+        raise ValueError(f"num_steps is {num_steps}, wanted a multiple of num_stops, which is {num_stops}")
 
     def train(train: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        mean, deviation = data.features[train].mean(axis=0), data.features[train].std(axis=0)
-        rows, asked = (
-            ((data.features[part] - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
-            for part in (train, queries)
-        )
+        mean, scale = standardisation(data.features[train])
+        rows, asked = (((data.features[part] - mean) / scale).astype(np.float32) for part in (train, queries))
         targets = np.eye(data.num_classes, dtype=np.float32)[data.labels[train]]
         key = jax.random.key(data.seed)
         decays = np.asarray(weight_decays, np.float32)
@@ -139,7 +140,7 @@ def fit_mlp(data: ProbeData, *, width: int, weight_decays: Sequence[float], num_
         losses.append(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean(axis=2))
     mean_losses = np.mean(losses, axis=0)
     decay, stop = np.unravel_index(mean_losses.argmin(), mean_losses.shape)
-    choice = {"weight_decay": weight_decays[decay], "num_steps": int(num_steps * (stop + 1) // num_stops)}
+    choice = {"weight_decay": weight_decays[decay], "num_steps": int(num_steps // num_stops * (stop + 1))}
     return train(data.train, data.test)[decay, stop], choice
 
 
@@ -177,7 +178,9 @@ def _train_mlps(
         def step(carry: Any, _: None) -> tuple[Any, None]:
             params, state = carry
             grads = jax.grad(lambda p: optax.safe_softmax_cross_entropy(scores(p, rows), targets).mean())(params)
-            updates, state = tx.update(grads, state, params)
+            # optax raises a float to the integer count of steps.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
         def until_stop(carry: Any, _: None) -> tuple[Any, jax.Array]:

