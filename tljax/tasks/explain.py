@@ -29,6 +29,8 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     pretrained, net = inputs.pretrained, inputs.pretrained.net
     recipe = call("finetune", config, Recipe)
     groups = call("groups", config, make_groups, pretrained.params, net.stages)
+    schedule = warmup_cosine(learning_rate=recipe.learning_rate, warmup_steps=0, num_steps=1)
+    optimizer = call("optimizer", config, make_optimizer, groups, schedule)
     rows = partition_table(
         groups,
         pretrained.params,
@@ -36,8 +38,6 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
         weight_decay=config["optimizer"]["weight_decay"],
     )
     print(format_partition(rows))
-    schedule = warmup_cosine(learning_rate=recipe.learning_rate, warmup_steps=0, num_steps=1)
-    optimizer = call("optimizer", config, make_optimizer, groups, schedule)
     trained, frozen = groups.split(net.shapes)
     opt_state = jax.eval_shape(optimizer.init, trained)
     state = TrainState(

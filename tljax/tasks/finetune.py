@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from tljax import rundir
 from tljax.data.pipeline import ordered_batches, training_batches
@@ -83,10 +84,17 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     pretrained, source = inputs.pretrained, inputs.source
     split = saved_split(config, source, workdir)
     groups = call("groups", config, make_groups, pretrained.params, pretrained.net.stages)
+    num_steps = recipe.num_steps(len(split.train))
+    schedule = warmup_cosine(
+        learning_rate=recipe.learning_rate,
+        warmup_steps=round(recipe.warmup_fraction * num_steps),
+        num_steps=num_steps,
+    )
+    optimizer = call("optimizer", config, make_optimizer, groups, schedule)
     _report_partition(config, recipe, groups, inputs, workdir)
 
     feed = _open_feed(config, recipe, groups, inputs)
-    state, frozen = _train(config, recipe, groups, inputs, split, feed, workdir)
+    state, frozen = _train(config, recipe, groups, optimizer, schedule, inputs, split, feed, workdir)
     params = merge(jax.device_get(state.trained), jax.device_get(frozen))
     before, after = (_frozen_hash(groups, values) for values in (pretrained.params, params))
     if before != after:
@@ -188,6 +196,8 @@ def _train(
     config: Mapping[str, Any],
     recipe: Recipe,
     groups: Groups,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     inputs: Inputs,
     split: Split,
     feed: Feed,
@@ -195,13 +205,6 @@ def _train(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train to the last step; return the state and the frozen params, all of them."""
     pretrained, source, mesh = inputs.pretrained, inputs.source, _mesh()
-    num_steps = recipe.num_steps(len(split.train))
-    schedule = warmup_cosine(
-        learning_rate=recipe.learning_rate,
-        warmup_steps=round(recipe.warmup_fraction * num_steps),
-        num_steps=num_steps,
-    )
-    optimizer = call("optimizer", config, make_optimizer, groups, schedule)
     trained, frozen = groups.split(pretrained.params)
     body = functools.partial(
         train_body,
@@ -226,7 +229,7 @@ def _train(
         running,
         make_train_step(body, mesh),
         lambda step: feed.training(split.train, config["seed"], step),
-        num_steps=num_steps,
+        num_steps=recipe.num_steps(len(split.train)),
         schedule=schedule,
         config=config,
         checkpoint_dir=workdir / "checkpoints",

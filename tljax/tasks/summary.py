@@ -145,8 +145,8 @@ def _examples(inputs: Inputs, path: Path) -> dict[str, Any]:
         }
 
     return {
-        "wrong": [show(row) for row in wrong[:_EXAMPLES]],
-        "right": [show(row) for row in right[spread]],
+        "wrong": [show(int(row)) for row in wrong[:_EXAMPLES]],
+        "right": [show(int(row)) for row in right[spread]],
         "caption": f"Test images of the {where['split']} split, repeat {where['repeat']}, by the fine-tuned net: "
         f"the {min(_EXAMPLES, len(wrong))} surest of {len(wrong)} mistakes, and right answers from sure to unsure.",
     }
