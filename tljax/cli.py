@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if show_traceback:
             raise
         return _fail(str(error))
-    for key, value in result.items():
+    for key, value in sorted(result.items()):
         print(f"{key:<40} {value:.6g}")
     return 0
 

@@ -41,7 +41,6 @@ def summarise(
         "subtitle": f"{inputs.pretrained.description}, at {inputs.pretrained.preprocess.size} px",
         "started": environment["started"],
         "command": "tljax " + " ".join(environment["argv"]),
-        "environment": environment,
         "model": _model(inputs, rundir.read_json(workdir / "extract" / "extract.json")),
         "data": _data(config, inputs, runs[probe.NAME]),
         "evaluations": evaluations,
