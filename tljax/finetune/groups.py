@@ -148,7 +148,7 @@ def make_optimizer(
 
     The update of a param is `-multiplier * schedule(step) * (adam + weight_decay * param)`: the multiplier
     scales the decay too, as in timm and unlike big_vision. One Adam serves all labels and the multiplier
-    is applied a path at a time, so the optimizer state does not depend on how params are grouped.
+    is applied a path at a time, so the arrays of the optimizer state do not depend on how params are grouped.
 
     Args:
         groups: of the params; frozen ones must not be in the dict that is optimized.
