@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
@@ -199,7 +200,7 @@ def _fill(
     # Batches do not cross shards: only the last shard can end inside of a batch.
     parts = _compute_ahead(batches, run, views)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"features of {source.name}", total=len(indices))
         for shard in missing:
             num_batches = math.ceil(store.shard_rows(shard) / store.rows_per_batch)

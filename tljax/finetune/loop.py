@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from tljax import rundir
@@ -54,7 +55,7 @@ def fit(
             checkpoint is from before.
         ValueError: a checkpoint of another config or beyond `num_steps`, or `batches` that end.
     """
-    with Checkpoints(checkpoint_dir, config) as checkpoints, Progress() as progress:
+    with Checkpoints(checkpoint_dir, config) as checkpoints, Progress(console=Console(stderr=True)) as progress:
         state = checkpoints.restore(state)
         first = int(state.step)
         if first > num_steps:
