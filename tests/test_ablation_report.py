@@ -307,6 +307,17 @@ def test_headline_says_what_the_intervals_allow(data, tmp_path):
     assert "overstate" not in html
 
 
+def test_the_means_beside_a_difference_are_of_the_same_repeats(tmp_path):
+    data = make_data()
+    for one in data["evaluations"]:
+        one["metrics"] = make_metrics(0.8 + 0.01 * one["repeat"])
+    data["evaluations"] = [one for one in data["evaluations"] if one["method"] != "finetune" or one["repeat"] < 2]
+    html, _ = render(data, tmp_path)
+    # Of repeats 0 and 1; over all five the probe has 0.820.
+    assert "a mean accuracy of 0.805 and the best probe" in html
+    assert "0.805 on the same repeats: a difference of +0.000" in html
+
+
 def test_one_repeat_has_no_interval_and_settles_nothing(tmp_path):
     for text in render(make_data(num_repeats=1), tmp_path):
         assert not re.search(r"\[\W?\d\.\d{3}, ", text)

@@ -1,9 +1,18 @@
 """The answer of a job in sentences that say no more than its intervals allow."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tljax.ablation.stats import FINETUNE, Estimate, Row, best, paired_difference, unpaired_difference
+from tljax.ablation.stats import (
+    FINETUNE,
+    Estimate,
+    Repeats,
+    Row,
+    best,
+    estimate,
+    paired_difference,
+    unpaired_difference,
+)
 
 METHOD_NAMES = {
     "logistic": "logistic regression",
@@ -138,10 +147,13 @@ def evidence(spotlight: Spotlight, splits: Sequence[str]) -> list[str]:
     probe, tuned = spotlight.probe, spotlight.finetune
     for split, margin in margins(spotlight, splits, "accuracy").items():
         if probe and tuned and margin:
+            # Of the repeats that both have, so that the difference is that of the two means.
+            ours, theirs = tuned.repeats(split, "accuracy"), probe.repeats(split, "accuracy")
+            shared = ours.keys() & theirs.keys()
             sentences.append(
-                f"On the {split} splits {row_name(tuned)} reaches a mean accuracy of {_mean(tuned, split)} and the "
-                f"best probe, {row_name(probe)}, {_mean(probe, split)}: a difference of {signed(margin.mean)} "
-                f"({_with_interval(margin)}, paired by repeat)."
+                f"On the {split} splits {row_name(tuned)} reaches a mean accuracy of {_mean_of(ours, shared)} and the "
+                f"best probe, {row_name(probe)}, {_mean_of(theirs, shared)} on the same repeats: a difference of "
+                f"{signed(margin.mean)} ({_with_interval(margin)}, paired by repeat)."
             )
     lone = [row for row in (probe, tuned) if row and not (probe and tuned)]
     sentences += [
@@ -157,6 +169,11 @@ def evidence(spotlight: Spotlight, splits: Sequence[str]) -> list[str]:
             "a choice that favours it a little."
         )
     return sentences
+
+
+def _mean_of(values: Repeats, repeats: Collection[int]) -> str:
+    found = estimate([values[repeat] for repeat in repeats])
+    return number(found.mean) if found else "unknown"
 
 
 def _mean(row: Row, split: str) -> str:
