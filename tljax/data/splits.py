@@ -158,7 +158,8 @@ def load_split(path: str | os.PathLike, source: Source) -> Split:
         ValueError: the file is damaged, or was made for other images or another order of them.
     """
     try:
-        with np.load(path) as file:
+        # Not from the path: numpy leaves a damaged file open.
+        with np.load(io.BytesIO(Path(path).read_bytes())) as file:
             arrays = {key: file[key] for key in ("train", "val", "test", "n", "fingerprint")}
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no saved split ({error}); remove it and make the split again") from error
