@@ -4,7 +4,7 @@ import functools
 import io
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,11 @@ import numpy as np
 import optax
 
 from tljax import rundir
-from tljax.data.pipeline import ordered_batches, training_batches
 from tljax.data.splits import Split
-from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
-from tljax.features.store import FeatureStore
 from tljax.finetune.groups import Groups, format_partition, make_groups, make_optimizer, partition_table
 from tljax.finetune.loop import fit
 from tljax.finetune.schedules import warmup_cosine
 from tljax.finetune.step import (
-    Batch,
     TrainState,
     init_state,
     make_eval_step,
@@ -34,6 +30,7 @@ from tljax.finetune.step import (
 )
 from tljax.models.net import Net
 from tljax.paths import merge, stage_of
+from tljax.tasks.feed import Feed, open_feed
 from tljax.tasks.inputs import Inputs, evaluate, open_inputs, saved_split
 from tljax.tasks.sections import call
 
@@ -93,7 +90,14 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     optimizer = call("optimizer", config, make_optimizer, groups, schedule)
     _report_partition(config, recipe, groups, inputs, workdir)
 
-    feed = _open_feed(config, recipe, groups, inputs)
+    feed = open_feed(
+        config,
+        inputs,
+        train_from=groups.train_from,
+        batch_size=recipe.batch_size,
+        views=recipe.views,
+        use_prefix_cache=recipe.use_prefix_cache,
+    )
     state, frozen = _train(config, recipe, groups, optimizer, schedule, inputs, split, feed, workdir)
     params = merge(jax.device_get(state.trained), jax.device_get(frozen))
     before, after = (_frozen_hash(groups, values) for values in (pretrained.params, params))
@@ -130,66 +134,6 @@ def _report_partition(config: Mapping[str, Any], recipe: Recipe, groups: Groups,
     )
     log.info("%s", format_partition(rows))
     rundir.write_json(workdir / "partition.json", rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Feed:
-    """Where the batches come from: images, or the stored activations of the frozen prefix."""
-
-    inputs: Inputs
-    recipe: Recipe
-    start: str | int
-    store: FeatureStore | None
-
-    def training(self, indices: np.ndarray, seed: int, start_step: int) -> Iterator[Batch]:
-        """Endless shuffled batches with random views, from a step on."""
-        labels, recipe = self.inputs.source.labels, self.recipe
-        if self.store is not None:
-            return prefix_batches(
-                self.store, indices, labels, recipe.batch_size, seed, start_step=start_step, views=recipe.views
-            )
-        return training_batches(
-            self.inputs.source,
-            indices,
-            self.inputs.pretrained.preprocess,
-            recipe.batch_size,
-            seed,
-            start_step=start_step,
-            views=recipe.views,
-        )
-
-    def ordered(self, indices: np.ndarray) -> Iterator[Batch]:
-        """Padded batches without augmentation, in order."""
-        if self.store is not None:
-            return ordered_prefix_batches(self.store, indices, self.recipe.batch_size)
-        preprocess = self.inputs.pretrained.preprocess
-        return ordered_batches(self.inputs.source, indices, preprocess, self.recipe.batch_size)
-
-
-def _open_feed(config: Mapping[str, Any], recipe: Recipe, groups: Groups, inputs: Inputs) -> Feed:
-    """Choose images or stored activations, and compute the latter where they are not there yet."""
-    net, boundary = inputs.pretrained.net, groups.train_from
-    if not recipe.use_prefix_cache:
-        return Feed(inputs=inputs, recipe=recipe, start=0, store=None)
-    if net.depth(boundary) == 0:
-        raise ValueError("finetune.use_prefix_cache: nothing is frozen, so there is no prefix; set it to False")
-    root = Path(config["cache_dir"]) / "prefix"
-    store = call("prefix", config, cached_prefix, inputs, root, boundary=boundary, views=recipe.views)
-    return Feed(inputs=inputs, recipe=recipe, start=boundary, store=store)
-
-
-def cached_prefix(
-    inputs: Inputs, root: Path, *, boundary: str, views: int, dtype: str, batch_size: int
-) -> FeatureStore:
-    """Return the complete store of prefix activations, in a folder of `root` named by all that determines them.
-
-    The keywords are those of `features.prefix.build_prefix`.
-    """
-    pretrained = inputs.pretrained
-    what = (pretrained.net, pretrained.params, pretrained.stats, inputs.source, pretrained.preprocess)
-    spec = prefix_spec(*what, boundary=boundary, views=views, dtype=dtype)
-    folder = root / rundir.fingerprint(spec)[:16]
-    return build_prefix(*what, folder, boundary=boundary, views=views, dtype=dtype, batch_size=batch_size)
 
 
 def _train(
