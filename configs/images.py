@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.features = dict(taps=BLOCKS, pooling="cls_mean", views=1, dtype="float16", batch_size=16)
     together = "+".join(BLOCKS)
     config.probe = dict(logistic=(*BLOCKS, together), knn=BLOCKS, mlp=BLOCKS[-1:])
-    config.logistic = dict(strengths=tuple(10.0**exponent for exponent in range(1, -6, -1)))
+    config.logistic = dict(strengths=tuple(10.0**exponent for exponent in range(1, -5, -1)))
     config.knn = dict(neighbours=(5, 10, 20, 50), temperature=0.07)
     config.mlp = dict(width=64, weight_decays=(0.01, 1.0), num_steps=100, num_stops=10)
 

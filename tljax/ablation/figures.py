@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from tljax.ablation import charts
@@ -14,6 +15,9 @@ DRAWN = {
     "accuracy": "Accuracy (share of test images)",
     "roc_auc": "ROC AUC (0.5 is chance, 1 is perfect)",
 }
+
+# A learning curve of more steps is drawn through means.
+CURVE_POINTS = 60
 
 
 def draw_intervals(
@@ -71,11 +75,14 @@ def draw_depths(rows: Sequence[Row], splits: Sequence[str]) -> list[str]:
 
 def draw_curves(curves: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> list[str]:
     """Draw training loss and validation accuracy of every repeat: a pair of charts with shared axes for each split."""
-    kinds = (("Training loss (nats)", "step", "train_loss"), ("Validation accuracy", "val_step", "val_accuracy"))
+    length = max((len(curve["step"]) for curve in curves), default=0)
+    window = math.ceil(length / CURVE_POINTS)
+    loss_title = "Training loss (nats)" + (f", means of {window} steps" if window > 1 else "")
+    kinds = ((loss_title, "step", "train_loss", window), ("Validation accuracy", "val_step", "val_accuracy", 1))
     lines = {
-        (split, title): [_finite(curve[x], curve[y]) for curve in curves if curve["split"] == split]
+        (split, title): [_means(_finite(curve[x], curve[y]), size) for curve in curves if curve["split"] == split]
         for split in splits
-        for title, x, y in kinds
+        for title, x, y, size in kinds
     }
     steps = span((x for found in lines.values() for points in found for x, _ in points), air=0.01)
     pictures = []
@@ -92,6 +99,12 @@ def draw_curves(curves: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> l
 def _finite(x: Sequence[Number], y: Sequence[Number]) -> list[tuple[float, float]]:
     """Return the points that can be drawn; a diverged run has others."""
     return [(float(a), float(b)) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
+
+
+def _means(points: Sequence[tuple[float, float]], size: int) -> list[tuple[float, float]]:
+    """Average neighbours: the loss of single batches hides its course."""
+    runs = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(fmean(x for x, _ in run), fmean(y for _, y in run)) for run in runs]
 
 
 def draw_confusions(spotlight: Spotlight, splits: Sequence[str], class_names: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What the evaluations of a job say: means and differences over repeats, with their intervals."""
 
+import dataclasses
 import math
 import statistics
 from collections import Counter
@@ -105,8 +106,12 @@ class Row:
         }
 
     def estimate(self, split: str, metric: str, group: str | None = None) -> Estimate | None:
-        """Average a metric over the repeats of a split; None where this row has none."""
-        return estimate(list(self.repeats(split, metric, group).values()))
+        """Average a metric over the repeats of a split; None where this row has none.
+
+        The interval is cut to 0..1, where all metrics are: that of two repeats reaches far beyond.
+        """
+        found = estimate(list(self.repeats(split, metric, group).values()))
+        return found and dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
     def confusion(self, split: str) -> list[list[int]]:
         """Sum the confusion matrices over the repeats of a split; rows are the true classes."""

@@ -1,8 +1,10 @@
 """Records of finished runs to the data of the report."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -49,7 +51,7 @@ def summarise(
         "examples": _examples(inputs, tuned[0]) if tuned else {"wrong": [], "right": [], "caption": ""},
         "partition": rundir.read_json(tuned[0] / "partition.json") if tuned else [],
         "timing": _timing(workdir, runs),
-        "notes": _notes(config),
+        "notes": _notes(config, tuned),
     }
 
 
@@ -168,10 +170,32 @@ def _timing(workdir: Path, runs: Mapping[str, Sequence[Path]]) -> list[dict[str,
     ]
 
 
-def _notes(config: Mapping[str, Any]) -> list[str]:
+def _notes(config: Mapping[str, Any], tuned: Sequence[Path]) -> list[str]:
     return [
+        *_note_on_fit(config, tuned),
         "Strengths and widths of the probes were chosen on the validation part; the fine-tuning recipe is fixed in the "
         "config. The test part was used once.",
         "Confidence-weighted accuracy weighs an image by how sure its label is.",
         f"Config seed {config['seed']}; a run is a function of its config.",
+    ]
+
+
+def _note_on_fit(config: Mapping[str, Any], tuned: Sequence[Path]) -> list[str]:
+    """Say whether fine-tuning is short of images or short of training: where to look for what it lacks."""
+    trained, validated = [], []
+    for path in tuned:
+        records = rundir.read_metrics(path / rundir.METRICS)
+        hits = [record["accuracy"] for record in records if "loss" in record]
+        trained += hits[-math.ceil(len(hits) / config["finetune"]["epochs"]) :]
+        validated += [record["val_accuracy"] for record in records if "val_accuracy" in record][-1:]
+    if not (trained and validated):
+        return []
+    on_training, on_validation = fmean(trained), fmean(validated)
+    if 1 - on_training < on_training - on_validation:
+        cause = "more is lost on new images than on those trained on, so more images or augmentation come before length"
+    else:
+        cause = "little of the loss is overfitting, so resolution, more trained stages or more epochs have room to help"
+    return [
+        f"In its last epoch fine-tuning was right on {on_training:.1%} of the training images, as augmented, and at "
+        f"its end on {on_validation:.1%} of the validation images: {cause}."
     ]
