@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
 def main() -> None:
     """Run every split, or return to those that are done."""
     arguments = parse()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     config = get_config()
     config.finetune.update(epochs=arguments.epochs, views=arguments.views)
     source = open_source(**config.data)

@@ -65,7 +65,7 @@ REFERENCES = (
 def main() -> int:
     """Extract, fit, print the table; return the exit status."""
     arguments = parse()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     rows = []
     features = None
     for task in ("binary", "four_class"):

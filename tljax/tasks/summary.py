@@ -30,7 +30,7 @@ def summarise(
     Args:
         config: of the comparison.
         title: of the report.
-        references: independent results.
+        references: independent results; those on other data are left out.
         workdir: of the comparison, with the run directory of the extraction in it.
         inputs: data and pretrained net.
         runs: run directories of the probes and of the fine-tuning, by task.
@@ -46,7 +46,7 @@ def summarise(
         "model": _model(inputs, rundir.read_json(workdir / "extract" / "extract.json")),
         "data": _data(config, inputs, runs[probe.NAME]),
         "evaluations": evaluations,
-        "references": [dict(reference) for reference in references],
+        "references": [reference for reference in references if reference["data"] == inputs.source.name],
         "curves": [_curve(path) for path in tuned],
         "examples": _examples(inputs, tuned[0]) if tuned else {"wrong": [], "right": [], "caption": ""},
         "partition": rundir.read_json(tuned[0] / "partition.json") if tuned else [],
@@ -104,8 +104,8 @@ def _data(config: Mapping[str, Any], inputs: Inputs, paths: Sequence[Path]) -> d
 def _describe_split(config: Mapping[str, Any], kind: str) -> str:
     split = config["split"]
     if kind == "stratified":
-        return f"at random, the same proportions of {' and '.join(split['strata'])} in every part"
-    return f"whole groups of {split['groups']!r}: none is in two parts"
+        return f"At random, the same proportions of {' and '.join(split['strata'])} in every part"
+    return f"Whole groups of {split['groups']!r}: none is in two parts"
 
 
 def _curve(path: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Comparison:
         probe_repeats: splits of each kind on which the probes are fitted.
         finetune_repeats: how many of them, from the first, the fine-tuning runs on too.
         title: of the report.
-        references: independent results to show beside ours, as `write_report` takes them.
+        references: independent results to show beside ours, as `write_report` takes them, each with the name of the
+            "data" it is for.
     """
 
     kinds: Sequence[str]
