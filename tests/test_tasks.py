@@ -76,7 +76,7 @@ def test_demo_config_from_images_to_report(tmp_path, capsys):
     assert main(call) == 0
     run = tmp_path / "run"
     page = (run / "report.html").read_text()
-    for text in ("stratified", "grouped", "block 12", "blocks 3+6+9+12", "CC-BY-NC-SA-4.0"):
+    for text in ("stratified", "grouped", "block 12", "blocks 3+6+9+12", "CC-BY-NC-SA-4.0", "Deitsch"):
         assert text in page
     facts = json.loads((run / "extract" / "extract.json").read_text())
     assert facts["hash_before"] == facts["hash_after"]
@@ -84,8 +84,8 @@ def test_demo_config_from_images_to_report(tmp_path, capsys):
     assert len(list((run / "probe").iterdir())) == 4
     rows = json.loads((run / "finetune" / "grouped_0" / "partition.json").read_text())
     rate = {row["stage"]: row["learning_rate"] for row in rows}
-    assert rate["block_09"] == 0
-    assert rate["head"] == pytest.approx(3 * rate["block_10"])
+    assert rate["block_10"] == 0
+    assert rate["head"] == pytest.approx(3 * rate["block_11"])
 
     # A second call reads the result and opens nothing.
     with pytest.MonkeyPatch.context() as patch:
