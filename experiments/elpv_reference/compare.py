@@ -2,7 +2,7 @@
 
     .venv/bin/python experiments/elpv_reference/compare.py
 
-Five minutes of extraction on two CPU cores the first time, and a few of fitting. Ends with exit status 1 where
+A quarter of an hour on two CPU cores, the first time. Ends with exit status 1 where
 a mean leaves its tolerance. Needs what `make demo` installs.
 """
 
