@@ -383,6 +383,18 @@ def test_diverged_losses_are_counted_not_drawn(data, tmp_path):
     assert [len(line.attrib["points"].split()) for line in loss.findall("{*}polyline")] == [1]
 
 
+def test_long_losses_are_drawn_as_means(data, tmp_path):
+    step = list(range(120))
+    curve = {**data["curves"][0], "step": step, "train_loss": [0.5, 1.5] * 60}
+    html, _ = render({**data, "curves": [curve]}, tmp_path)
+    loss = next(picture for picture in pictures(html) if picture.attrib["aria-label"].startswith("Training loss"))
+    assert "means of 2 steps" in loss.attrib["aria-label"]
+    (line,) = loss.findall("{*}polyline")
+    heights = {point.split(",")[1] for point in line.attrib["points"].split()}
+    assert len(line.attrib["points"].split()) == 60
+    assert len(heights) == 1
+
+
 def test_undefined_metric_is_a_dash(data, tmp_path):
     evaluations = [{**one, "metrics": {**one["metrics"], "roc_auc": None}} for one in data["evaluations"]]
     html, _ = render({**data, "evaluations": evaluations}, tmp_path)

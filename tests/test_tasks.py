@@ -76,7 +76,15 @@ def test_demo_config_from_images_to_report(tmp_path, capsys):
     assert main(call) == 0
     run = tmp_path / "run"
     page = (run / "report.html").read_text()
-    for text in ("stratified", "grouped", "block 12", "blocks 3+6+9+12", "CC-BY-NC-SA-4.0", "Deitsch"):
+    for text in (
+        "stratified",
+        "grouped",
+        "block 12",
+        "blocks 3+6+9+12",
+        "CC-BY-NC-SA-4.0",
+        "Deitsch",
+        "In its last epoch",
+    ):
         assert text in page
     facts = json.loads((run / "extract" / "extract.json").read_text())
     assert facts["hash_before"] == facts["hash_after"]
