@@ -102,6 +102,7 @@ def test_demo_config_from_images_to_report(tmp_path, capsys):
         assert main(call) == 0
         again = capsys.readouterr().out
         assert "finetune/" in again
+        assert again.endswith(f"report: {run / 'report.html'}\n")
         assert first.endswith(again)
 
 

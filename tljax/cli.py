@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     for key, value in sorted(result.items()):
         print(f"{key:<40} {value:.6g}")
+    report = Path(workdir) / "report.html"
+    if report.exists():
+        print(f"report: {report}")
     return 0
 
 

@@ -53,10 +53,7 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     """Extract, probe, fine-tune and report; idempotent and resumable."""
     workdir = Path(workdir)
     found = rundir.begin(workdir, NAME, config)
-    if found is None:
-        found = _work(config, workdir)
-    log.info("report: %s", workdir / "report.html")
-    return found
+    return found if found is not None else _work(config, workdir)
 
 
 def _work(config: Mapping[str, Any], workdir: Path) -> dict[str, float]:
