@@ -153,6 +153,7 @@ def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, ca
         (["--config.split.kind=random"], "no split kind 'random'"),
         (["--config.split.groups=module", "--config.split.kind=grouped"], "has no column 'module'"),
         (["--config.evaluate.group_by=cell"], "has no column 'cell'"),
+        (["--config.finetun.epochs=1"], "no section 'finetun'\nDid you mean \"finetune\""),
         (["--config.finetune.epoch=1"], 'Did you mean "epochs" instead of "epoch"'),
         (["--config.finetune.epochs=many"], "--config.finetune.epochs=many"),
     ],

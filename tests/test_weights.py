@@ -145,6 +145,19 @@ def test_hub_without_network_says_so_in_time_and_names_the_alternatives(monkeypa
     assert time.monotonic() - start < 10
 
 
+def test_errors_of_the_transport_reach_the_user(monkeypatch, tmp_path):
+    class TransportError(Exception):
+        """Neither an OSError nor an error of the hub's library, as those of its HTTP client are."""
+
+    def fail(*args, **settings):
+        raise TransportError("Name or service not known")
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    with pytest.raises(ConnectionError, match="cannot reach.*Name or service not known.*file:DIR"):
+        tljax.load("hf:facebook/dinov2-small")
+
+
 def test_position_resampling_equals_onnx_resize():
     """The operator that torch exports interpolate(mode="bicubic") to, run by onnxruntime."""
     onnx = pytest.importorskip("onnx")

