@@ -14,7 +14,7 @@ from tljax.data.splits import load_split
 from tljax.tasks import extract, finetune, probe
 from tljax.tasks.inputs import Inputs
 
-_EXAMPLES = 12
+_EXAMPLES = 16
 
 
 def summarise(
