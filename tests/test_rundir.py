@@ -22,6 +22,11 @@ def test_a_failed_write_keeps_the_old_file_and_names_it(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
+def test_metrics_that_cannot_be_written_are_named(tmp_path):
+    with pytest.raises(OSError, match=r"cannot append to .*gone/metrics\.jsonl: No such file.*run again"):
+        rundir.append_metrics(tmp_path / "gone" / "metrics.jsonl", {"step": 0})
+
+
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "done.json").write_text("{")
     with pytest.raises(ValueError, match=r"done\.json is not valid JSON"):

@@ -113,9 +113,17 @@ def _feed(digest: "hashlib.blake2b", value: Any) -> None:
 
 
 def append_metrics(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Append one line of JSON."""
-    with open(path, "a") as file:
-        file.write(json.dumps(dict(record), sort_keys=True, default=_plain) + "\n")
+    """Append one line of JSON.
+
+    Raises:
+        OSError: the disk is full or the file cannot be written; `read_metrics` leaves out a line cut short.
+    """
+    line = json.dumps(dict(record), sort_keys=True, default=_plain) + "\n"
+    try:
+        with open(path, "a") as file:
+            file.write(line)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot append to {path}: {error.strerror}; make room and run again") from error
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
