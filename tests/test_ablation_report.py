@@ -416,6 +416,11 @@ def test_errors_name_what_is_wrong(data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_equal_differences_of_few_repeats_are_not_certain():
+    assert not Estimate(mean=0.05, low=0.05, high=0.05, n=2).excludes_zero
+    assert Estimate(mean=0.05, low=0.01, high=0.09, n=2).excludes_zero
+
+
 def test_differences_against_scipy():
     from scipy.stats import ttest_ind, ttest_rel
 

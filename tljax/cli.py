@@ -42,11 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     try:
         config, workdir, show_traceback = _parse(arguments)
-    except KeyError as error:
-        # Of an unknown section; its text would be quoted.
-        return _fail(f"config: no section {error.args[0]}")
-    except (flags.Error, AttributeError, OSError, ValueError) as error:
-        return _fail(str(error))
+    except (flags.Error, AttributeError, ImportError, KeyError, OSError, ValueError) as error:
+        return _fail(_config_message(error))
     try:
         result = TASKS[name][0](config, workdir)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -83,6 +80,12 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _config_message(error: Exception) -> str:
+    """Unwrap what ml_collections says of a name that the config lacks: a KeyError, inside an AttributeError or not."""
+    inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+    return f"the config has no {inner.args[0]}" if isinstance(inner, KeyError) else str(error)
 
 
 def _fail(message: str) -> int:

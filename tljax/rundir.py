@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 DONE = "done.json"
+ENV = "env.json"
 METRICS = "metrics.jsonl"
 
 log = logging.getLogger(__name__)
@@ -144,17 +145,23 @@ def keep_metrics_before(path: str | os.PathLike, step: int) -> None:
 def environment() -> dict[str, Any]:
     """Describe what a result depends on beside the config: versions, devices, git state, processor."""
     packages = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
-    installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: installed.get(name, "not installed") for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "cpu_count": os.cpu_count(),
         "git": _git_state(),
         "argv": sys.argv[1:],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _git_state() -> str:
@@ -176,24 +183,25 @@ def begin(workdir: str | os.PathLike, task: str, config: Mapping[str, Any]) -> d
         config: plain values that determine the run.
 
     Returns:
-        The results if the run is finished, else None. A new directory then holds config.json and env.json.
+        The results if the run is finished, else None. A new directory then holds config.json and env.json, and so
+        does one in which another config came no further, such as one with a mistake that its inputs showed.
 
     Raises:
-        ValueError: the directory belongs to another task or config; the differences are listed.
+        ValueError: the directory has work of another task or config; the differences are listed.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     current = json.loads(json.dumps({"task": task, "config": config}, default=_plain))
     path = workdir / "config.json"
-    if path.exists():
-        problems = differences(read_json(path), current)
-        if problems:
-            raise ValueError(
-                f"{workdir} holds a run of another config; use another --workdir, or remove this one:\n  "
-                + "\n  ".join(problems)
-            )
-    else:
-        write_json(workdir / "env.json", environment())
+    problems = differences(read_json(path), current) if path.exists() else []
+    has_work = any(entry.name not in (path.name, ENV) and not entry.name.startswith(".") for entry in workdir.iterdir())
+    if problems and has_work:
+        raise ValueError(
+            f"{workdir} holds a run of another config; use another --workdir, or remove this one:\n  "
+            + "\n  ".join(problems)
+        )
+    if problems or not path.exists():
+        write_json(workdir / ENV, environment())
         write_json(path, current)
     return read_json(workdir / DONE) if (workdir / DONE).exists() else None
 

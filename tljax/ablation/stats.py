@@ -38,8 +38,11 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; False without an interval."""
-        return self.has_interval and (self.low > 0 or self.high < 0)
+        """Whether the interval lies on one side of zero; False without an interval.
+
+        One without width says no more: few test images make equal differences, not certain ones.
+        """
+        return self.has_interval and self.low < self.high and (self.low > 0 or self.high < 0)
 
 
 def estimate(values: Sequence[int | float | None]) -> Estimate | None:

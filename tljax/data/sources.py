@@ -151,7 +151,7 @@ def open_folder(root: str | os.PathLike) -> ImageFolder:
         raise ValueError(
             f"class folders of {root} without images ({' '.join(IMAGE_SUFFIXES)}):\n  "
             + "\n  ".join(empty)
-            + "\nremove them, or open the folder that holds the class folders"
+            + "\nopen the folder that holds the class folders, or put their images there"
         )
     others = sum(len(_visible(folder)) for folder in folders) - sum(map(len, images))
     if others:
@@ -204,6 +204,10 @@ def _open_elpv(root: str | os.PathLike, task: str | None) -> Source:
 def _open_folder(root: str | os.PathLike, task: str | None) -> Source:
     if task is not None:
         raise ValueError(f"data source 'folder' has one task, its class folders; got task {task!r}, leave it out")
+    if not os.fspath(root):
+        raise ValueError(
+            "data source 'folder' has no root; give --config.data.root=DIR, with one folder per class in it"
+        )
     return open_folder(root)
 
 

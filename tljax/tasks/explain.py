@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import rundir
 from tljax.finetune.groups import format_partition, make_groups, make_optimizer, partition_table
 from tljax.finetune.schedules import warmup_cosine
 from tljax.finetune.step import TrainState, train_body
@@ -23,8 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
-    """Print the partition and the cost of the step, from the compiled program; nothing is trained."""
-    rundir.begin(workdir, NAME, config)
+    """Print the partition and the cost of the step, from the compiled program; nothing is trained or written."""
+    del workdir
     inputs = open_inputs(config)
     pretrained, net = inputs.pretrained, inputs.pretrained.net
     recipe = call("finetune", config, Recipe)

@@ -31,7 +31,7 @@ from tljax.finetune.step import (
 from tljax.models.net import Net
 from tljax.paths import merge, stage_of
 from tljax.tasks.feed import Feed, open_feed
-from tljax.tasks.inputs import Inputs, evaluate, open_inputs, saved_split
+from tljax.tasks.inputs import Inputs, check_evaluation, evaluate, open_inputs, saved_split
 from tljax.tasks.sections import call
 
 NAME = "finetune"
@@ -63,6 +63,13 @@ class Recipe:
     checkpoint_every: int
     evaluate_every: int
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can have."""
+        counts = ("epochs", "batch_size", "views", "checkpoint_every", "evaluate_every")
+        wrong = [f"{name} is {getattr(self, name)}" for name in counts if getattr(self, name) < 1]
+        if wrong:
+            raise ValueError(f"config.finetune: {', '.join(wrong)}; wanted at least 1")
+
     def num_steps(self, num_images: int) -> int:
         """Length of the run; images that do not fill a last batch come first in the next epoch."""
         return self.epochs * num_images // self.batch_size
@@ -79,6 +86,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     started = time.monotonic()
     recipe = call("finetune", config, Recipe)
     pretrained, source = inputs.pretrained, inputs.source
+    call("evaluate", config, check_evaluation, source)
     split = saved_split(config, source, workdir)
     groups = call("groups", config, make_groups, pretrained.params, pretrained.net.stages)
     num_steps = recipe.num_steps(len(split.train))

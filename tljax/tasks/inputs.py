@@ -112,7 +112,23 @@ def saved_split(config: Mapping[str, Any], source: Source, workdir: Path) -> Spl
     path = workdir / "split.npz"
     if not path.exists():
         save_split(path, call("split", config, make_split, source, config["seed"]), source)
-    return load_split(path, source)
+    split = load_split(path, source)
+    if not len(split.test):
+        raise ValueError(f"the split in {path} has no test images; raise config.split.test_fraction")
+    return split
+
+
+def check_evaluation(source: Source, *, group_by: str | None = None) -> None:
+    """Find mistakes in `config.evaluate` before there is anything to evaluate.
+
+    Raises:
+        ValueError: the source has no such column.
+    """
+    if group_by is not None and group_by not in source.columns:
+        raise ValueError(
+            f"source {source.name!r} has no column {group_by!r}{did_you_mean(group_by, source.columns)}; "
+            f"it has {', '.join(sorted(source.columns))}"
+        )
 
 
 def evaluate(
@@ -134,8 +150,7 @@ def evaluate(
         chosen = indices[rows]
         return classification_metrics(probabilities[rows], source.labels[chosen], source.weights[chosen])
 
-    if group_by is not None and group_by not in source.columns:
-        raise ValueError(f"source {source.name!r} has no column {group_by!r}; it has {sorted(source.columns)}")
+    check_evaluation(source, group_by=group_by)
     column = np.array([]) if group_by is None else source.columns[group_by][indices]
     by_group = {str(value): metrics(np.flatnonzero(column == value)) for value in np.unique(column)}
     return {

@@ -15,7 +15,7 @@ from tljax.features.store import FeatureStore
 from tljax.models.net import Net
 from tljax.paths import did_you_mean
 from tljax.tasks.extract import open_features
-from tljax.tasks.inputs import Inputs, evaluate, open_inputs, saved_split
+from tljax.tasks.inputs import Inputs, check_evaluation, evaluate, open_inputs, saved_split
 from tljax.tasks.sections import call
 
 NAME = "probe"
@@ -52,9 +52,12 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     """Do what is left to do in a run directory that `rundir.begin` opened."""
     started = time.monotonic()
     probes = call("probe", config, Probes)
-    store = open_features(config, inputs)
     source = inputs.source
+    call("evaluate", config, check_evaluation, source)
     split = saved_split(config, source, workdir)
+    if not len(split.val):
+        raise ValueError("probes choose on validation images and the split has none; raise config.split.val_fraction")
+    store = open_features(config, inputs)
     records = []
     for method, names in probes.by_method().items():
         for name in names:

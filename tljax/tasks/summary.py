@@ -173,8 +173,8 @@ def _timing(workdir: Path, runs: Mapping[str, Sequence[Path]]) -> list[dict[str,
 def _notes(config: Mapping[str, Any], tuned: Sequence[Path]) -> list[str]:
     return [
         *_note_on_fit(config, tuned),
-        "Strengths and widths of the probes were chosen on the validation part; the fine-tuning recipe is fixed in the "
-        "config. The test part was used once.",
+        "What the probes leave open (strength, neighbours, weight decay, steps) was chosen on the validation part, and "
+        "the fine-tuning recipe is fixed in the config; the test part only measures.",
         "Confidence-weighted accuracy weighs an image by how sure its label is.",
         f"Config seed {config['seed']}; a run is a function of its config.",
     ]
