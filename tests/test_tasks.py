@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 import tljax
 from tljax.cli import main
 from tljax.data.sources import open_source
-from tljax.tasks import inputs, transfer
+from tljax.tasks import inputs, summary, transfer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -124,6 +125,13 @@ def test_images_config_on_a_folder(tmp_path, pictures):
     assert "dark" in (tmp_path / "run" / "report.md").read_text()
 
 
+def test_examples_of_the_report_are_small_png_files():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((500, 1000, 3), np.uint8)).save(buffer, "TIFF")
+    small = Image.open(io.BytesIO(summary._thumbnail(buffer.getvalue(), "large.tif")))
+    assert (small.format, small.size) == ("PNG", (224, 112))
+
+
 def test_fine_tuning_from_images_without_the_prefix_cache(tmp_path, pictures):
     flags = (f"--config.data.root={pictures}", "--config.finetune.use_prefix_cache=False")
     assert main(arguments("finetune", "images.py", tmp_path, *flags)) == 0
@@ -197,6 +205,8 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pictures, monke
         ("finetune", elpv, "--config.evaluate.group_by=cell", "has no column 'cell' (did you mean 'cell_type'?)"),
         ("finetune", folder, "--config.split.test_fraction=0.0", "no test images; raise config.split.test_fraction"),
         ("finetune", folder, "--config.finetune.checkpoint_every=0", "checkpoint_every is 0; wanted at least 1"),
+        ("transfer", folder, "--config.compare.finetune_repeats=9", "fine-tuning on no more of them"),
+        ("transfer", folder, "--config.compare.references=({'data': 'x'},)", "key 'value' is missing"),
         ("probe", folder, "--config.split.val_fraction=0.0", "raise config.split.val_fraction"),
     ]
     for number, (task, (config, root), flag, message) in enumerate(cases):

@@ -1,6 +1,7 @@
 """Records of finished runs to the data of the report."""
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,13 +9,17 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tljax import rundir
+from tljax.data.decode import decode_image
 from tljax.data.splits import load_split
 from tljax.tasks import extract, finetune, probe
 from tljax.tasks.inputs import Inputs
 
 _EXAMPLES = 16
+# Pixels: twice the width in the page, for fine screens.
+_THUMBNAIL_SIDE = 224
 
 
 def summarise(
@@ -138,7 +143,7 @@ def _examples(inputs: Inputs, path: Path) -> dict[str, Any]:
     def show(row: int) -> dict[str, Any]:
         example = inputs.source[int(indices[row])]
         return {
-            "png": base64.b64encode(example["image"]).decode(),
+            "png": base64.b64encode(_thumbnail(example["image"], example["name"])).decode(),
             "name": example["name"],
             "truth": inputs.source.class_names[labels[row]],
             "predicted": inputs.source.class_names[predicted[row]],
@@ -151,6 +156,15 @@ def _examples(inputs: Inputs, path: Path) -> dict[str, Any]:
         "caption": f"Test images of the {where['split']} split, repeat {where['repeat']}, by the fine-tuned net: "
         f"the {min(_EXAMPLES, len(wrong))} surest of {len(wrong)} mistakes, and right answers from sure to unsure.",
     }
+
+
+def _thumbnail(data: bytes, name: str) -> bytes:
+    """Encode an image file as a small PNG, which every browser shows."""
+    image = Image.fromarray(decode_image(data, name))
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _timing(workdir: Path, runs: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from tljax import rundir
 from tljax.ablation.report import write_report
 from tljax.tasks import extract, finetune, probe
 from tljax.tasks.inputs import Inputs, open_inputs
-from tljax.tasks.sections import call
+from tljax.tasks.sections import call, check_keys
 from tljax.tasks.summary import summarise
 
 NAME = "transfer"
@@ -47,6 +47,17 @@ class Comparison:
     finetune_repeats: int
     title: str
     references: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail when the report is written."""
+        if not 0 <= self.finetune_repeats <= self.probe_repeats or self.probe_repeats < 1:
+            raise ValueError(
+                f"config.compare: probe_repeats is {self.probe_repeats} and finetune_repeats {self.finetune_repeats}; "
+                "wanted at least 1 split for the probes, and fine-tuning on no more of them"
+            )
+        needed = ("data", "method", "features", "split", "metric", "value", "sd", "source")
+        for reference in self.references:
+            check_keys("config.compare.references", reference, needed, needed)
 
 
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
