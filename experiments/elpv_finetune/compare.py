@@ -2,8 +2,8 @@
 
     .venv/bin/python experiments/elpv_finetune/compare.py --repeats=5
 
-Minutes on one GPU, most of an hour a split on two CPU cores; killed, it goes on where it was. Needs what `make demo`
-installs. Writes results.csv and prints the mean beside that of the independent run.
+About an hour a split with 2 views on two CPU cores; killed, it goes on where it was. Needs what `make demo` installs.
+Writes results.csv and prints the mean beside that of the independent run.
 """
 
 import argparse

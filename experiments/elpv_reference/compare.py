@@ -2,7 +2,7 @@
 
     .venv/bin/python experiments/elpv_reference/compare.py
 
-A quarter of an hour on two CPU cores, the first time. Ends with exit status 1 where a mean leaves its tolerance.
+Twenty minutes on two CPU cores with other work, the first time. Ends with exit status 1 where a mean leaves its tolerance.
 Needs what `make demo` installs.
 """
 

@@ -1,7 +1,8 @@
 """The frozen prefix of a net as a bank of activations: computed once, trained on every epoch.
 
 Where stages before a boundary are frozen, their output for an image never changes. Steps from stored float32
-activations give the same params as steps from images, bit for bit; float16 and bfloat16 round.
+activations give the same params as steps from images, up to the rounding of batches of another size; float16 and
+bfloat16 round more.
 """
 
 import functools

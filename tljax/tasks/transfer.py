@@ -15,7 +15,7 @@ from tljax.tasks.summary import summarise
 
 NAME = "transfer"
 
-# What each part of the comparison reads of the config; a part is not repeated when something else changes.
+# What each part of the comparison reads of the config: its own run directory is finished or not by these alone.
 _SECTIONS = {
     extract.NAME: ("seed", "cache_dir", "model", "data", "features"),
     probe.NAME: (
