@@ -2,8 +2,8 @@
 
     .venv/bin/python experiments/elpv_reference/compare.py
 
-Twenty minutes on two CPU cores with other work, the first time. Ends with exit status 1 where a mean leaves its tolerance.
-Needs what `make demo` installs.
+Twenty minutes on two CPU cores with other work, the first time. Ends with exit status 1 where a mean leaves its
+tolerance. Needs what `make demo` installs.
 """
 
 import argparse
