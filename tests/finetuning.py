@@ -1,7 +1,7 @@
 """A small fine-tuning job for tests: random images, a new head, everything a pure function of the step."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,9 @@ class Job:
             step += 1
 
 
-def make_job(net: Net, size: int, *, freeze: str | int, clip_norm: float | None = 0.5) -> Job:
+def make_job(
+    net: Net, size: int, *, freeze: str | int, clip_norm: float | None = 0.5, rules: Sequence[tuple[str, str]] = ()
+) -> Job:
     rng = np.random.default_rng(17)
     # Not the net's own init: a head that starts at zero sends no gradient into the body.
     params = {
@@ -60,7 +62,7 @@ def make_job(net: Net, size: int, *, freeze: str | int, clip_norm: float | None 
         for path, leaf in sorted(net.shapes.items())
     }
     stats = {path: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype) for path, leaf in net.stat_shapes.items()}
-    groups = grouping.make_groups(params, net.stages, freeze=freeze, rates={"body": 0.1})
+    groups = grouping.make_groups(params, net.stages, freeze=freeze, rates={"body": 0.1}, rules=rules)
     tx = grouping.make_optimizer(groups, SCHEDULE, weight_decay=0.05, clip_norm=clip_norm)
     return Job(net=net, groups=groups, tx=tx, preprocess=Preprocess(size=size), params=params, stats=stats)
 

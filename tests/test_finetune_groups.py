@@ -19,7 +19,14 @@ def stages_with(groups, label):
 
 
 @pytest.mark.parametrize(
-    ("freeze", "frozen"), [("block_02", NET.stages[:3]), (3, NET.stages[:3]), ("head", NET.stages[:-1]), (0, ())]
+    ("freeze", "frozen"),
+    [
+        ("block_02", NET.stages[:3]),
+        (3, NET.stages[:3]),
+        ("3", NET.stages[:3]),
+        ("head", NET.stages[:-1]),
+        (0, ()),
+    ],
 )
 def test_freeze_is_the_first_trained_stage(freeze, frozen):
     groups = make_groups(NET.shapes, NET.stages, freeze=freeze)
@@ -56,6 +63,8 @@ def test_rules_may_cover_every_path():
         ({"freeze": "blok_02"}, r"'blok_02' is no stage \(did you mean 'block_02'\?\)"),
         ({"freeze": 7}, r"freeze=7 is no stage; .* 0\.\.6"),
         ({"freeze": -1}, "freeze=-1 is no stage"),
+        ({"freeze": "7"}, "freeze=7 is no stage"),
+        ({"freeze": 0, "rules": [("norm/(", "body")]}, r"rule 'norm/\(' is no regular expression"),
         ({"freeze": 0, "rules": [("blocks/.*", "body")]}, "'blocks/.\\*' matches nothing"),
         ({"freeze": 0, "rates": {"boddy": 1.0}}, r"no such label \(did you mean 'body'\?\)"),
         ({"freeze": 0, "rates": {"body": 0.0}}, "wanted above 0"),

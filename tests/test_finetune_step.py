@@ -52,6 +52,13 @@ def assert_same_params(got, wanted, atol):
             np.testing.assert_allclose(param, wanted[path], rtol=0, atol=atol, err_msg=path)
 
 
+def test_statistics_of_a_frozen_stage_stay_behind_a_trained_one():
+    job = make_job(toy_conv(), 16, freeze="head", rules=[("layer_0/conv/.*", "body")])
+    state, _, _ = take_steps(job, make_train_step(job.body, ONE), ONE, 1)
+    moved = {path.split("/")[0] for path in job.stats if not np.array_equal(state.stats[path], job.stats[path])}
+    assert moved == {"layer_0"}
+
+
 def test_a_step_equals_the_gradient_of_all_params_cut_to_the_trained():
     job, batch = vit_job(), make_batch(0, 16)
     images = job.preprocess.normalise(jnp.asarray(batch["image"]))

@@ -81,6 +81,16 @@ def test_statistics_of_stages_in_inference_mode_do_not_move_by_one_bit():
     assert moved(every) == {"layer_0", "layer_1"}
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 16, 16, 3), "uint8"), ((2, 16, 20, 3), "float32"), ((16, 16, 3), "float32")]
+)
+def test_images_that_are_not_prepared_are_refused(shape, dtype):
+    net = tiny_vit()
+    params, stats = net.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"wanted floats of shape \('b', 16, 16, 3\); `Preprocess` resizes"):
+        net.apply(params, stats, jnp.zeros(shape, dtype))
+
+
 def test_params_that_do_not_fit_are_all_named():
     net = tiny_vit()
     params, stats = net.init(jax.random.key(0))

@@ -6,7 +6,7 @@ from PIL import Image
 from tljax.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
-@pytest.mark.parametrize(("height", "width"), [(300, 300), (301, 457), (640, 333)])
+@pytest.mark.parametrize(("height", "width"), [(300, 300), (301, 457), (640, 333), (412, 206)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_equals_the_processor_of_transformers(tmp_path, height, width, interpolation):
     """Shortest edge, centre crop, rescale and normalise, as facebook/dinov2-small's preprocessor_config.json."""

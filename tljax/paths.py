@@ -29,9 +29,10 @@ def match(rules: Sequence[tuple[str, Value]], paths: Iterable[str]) -> dict[str,
         paths: the paths to cover.
 
     Raises:
-        ValueError: a path matches no rule, a rule matches no path, or a rule comes after others that
-            took all its paths; all such cases in one message.
+        ValueError: a rule is no regex; or a path matches no rule, a rule matches no path, or a rule comes after others
+            that took all its paths, all such cases in one message.
     """
+    _check_patterns([pattern for pattern, _ in rules])
     paths = list(paths)
     values: dict[str, Value] = {}
     won: set[int] = set()
@@ -122,5 +123,19 @@ def _template_regex(template: str) -> str:
 
 
 def matches_any(patterns: Iterable[str], path: str) -> bool:
-    """Tell whether one of the regexes matches the whole path."""
+    """Tell whether one of the regexes matches the whole path.
+
+    Raises:
+        ValueError: one is no regex.
+    """
+    patterns = list(patterns)
+    _check_patterns(patterns)
     return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
+def _check_patterns(patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"rule {pattern!r} is no regular expression: {error}") from error

@@ -46,9 +46,8 @@ class Preprocess:
         method = INTERPOLATIONS[self.interpolation]
         if self.resize is None:
             return np.asarray(picture.resize((self.size, self.size), method))
-        scale = self.resize / min(picture.size)
-        # The long side is cut to a whole number of pixels, as transformers and torchvision do.
-        width, height = (self.resize if side == min(picture.size) else int(side * scale) for side in picture.size)
+        # Multiplied first, then divided and cut to whole pixels, as transformers and torchvision do: a factor rounds.
+        width, height = (int(self.resize * side / min(picture.size)) for side in picture.size)
         resized = np.asarray(picture.resize((width, height), method))
         top, left = (height - self.size) // 2, (width - self.size) // 2
         return resized[top : top + self.size, left : left + self.size]

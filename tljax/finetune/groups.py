@@ -99,6 +99,9 @@ def _label_by_depth(params: list[str], stages: tuple[str, ...], freeze: str | in
     strangers = sorted({paths.stage_of(path) for path in params} - set(stages))
     if strangers:
         raise ValueError(f"params begin with {strangers}, which are no stages; stages are {', '.join(stages)}")
+    if isinstance(freeze, str) and freeze.isdecimal():
+        # A command line knows no numbers where the config has a name.
+        freeze = int(freeze)
     if freeze not in stages and freeze not in range(len(stages)):
         hint = paths.did_you_mean(str(freeze), stages)
         raise ValueError(

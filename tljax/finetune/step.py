@@ -86,10 +86,12 @@ def train_body(
     x, labels = _inputs(batch, net, preprocess, start), batch["label"]
     weights = batch["weight"] if "weight" in batch else jnp.ones(labels.shape, jnp.float32)
     shares = example_shares(weights, axis_name)
+    # A rule can train a stage in front of one that is frozen: its statistics stay too.
+    frozen_stages = set(net.stages) - {paths.stage_of(path) for path in state.trained}
 
     def batch_loss(trained: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays]]:
         params = paths.merge(trained, frozen)
-        scores, stats = net.apply(params, state.stats, x, start=start, train_from=train_from)
+        scores, stats = net.apply(params, state.stats, x, start=start, train_from=train_from, frozen=frozen_stages)
         return jnp.sum(shares * loss(scores, labels)), (scores, stats)
 
     (value, (scores, stats)), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.trained)

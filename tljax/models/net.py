@@ -3,7 +3,7 @@
 This is the only module that turns NNX modules into dicts and back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -117,6 +117,7 @@ class Net:
         start: str | int = 0,
         stop: str | int | None = None,
         train_from: str | int | None = None,
+        frozen: Collection[str] = (),
     ) -> tuple[jax.Array, Arrays]:
         """Run the stages from `start` up to, not including, `stop`.
 
@@ -128,6 +129,7 @@ class Net:
             stop: stage to stop before; None runs to the end and returns class scores [b k].
             train_from: first stage in training mode; None runs all in inference mode, where running
                 statistics are used and do not move.
+            frozen: stages behind `train_from` that run in inference mode all the same.
 
         Returns:
             The output of the last stage that ran, and `stats` with the entries of the stages in training
@@ -147,8 +149,9 @@ class Net:
         stats = dict(stats)
         for index, stage in enumerate(running, first):
             module = self._bind(stage, params, stats)
-            x = module(x, is_training=index >= training)
-            if index >= training:
+            is_training = index >= training and stage not in frozen
+            x = module(x, is_training=is_training)
+            if is_training:
                 stats |= _flatten(stage, nnx.state(module, nnx.BatchStat))
         return x, stats
 

@@ -89,8 +89,14 @@ class Embed(nnx.Module):
         normal = nnx.initializers.truncated_normal(0.02)
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, config.width)))
         self.pos_embed = nnx.Param(normal(rngs.params(), (1, 1 + config.grid**2, config.width)))
+        self.image_shape = (config.image_size, config.image_size, 3)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b n d"]:
+    def __call__(self, x: Array, *, is_training: bool) -> Float[Array, "b n d"]:
+        if x.shape[1:] != self.image_shape or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"images are {x.dtype} of shape {x.shape}, wanted floats of shape {('b', *self.image_shape)}; "
+                "`Preprocess` resizes and crops an image, and `Preprocess.normalise` turns bytes into floats"
+            )
         patches = self.patch(x)
         tokens = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # b h w d -> b (h w) d
         cls_token = jnp.broadcast_to(self.cls_token[...], (tokens.shape[0], 1, tokens.shape[-1]))

@@ -1,7 +1,7 @@
 """Model folders in the format of Hugging Face transformers: config, preprocessor and weights."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,9 @@ def _preprocess(folder: Path) -> Preprocess:
 
     processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     path = folder / "preprocessor_config.json"
+    off = [name for name in ("do_resize", "do_rescale", "do_normalize") if not getattr(processor, name, True)]
+    if off:
+        raise ValueError(f"{path}: {' and '.join(off)} = false is not supported; such images are prepared elsewhere")
     size, crop = dict(processor.size), dict(processor.crop_size or {})
     if processor.resample not in _INTERPOLATIONS:
         raise ValueError(f"{path}: resample {processor.resample!r} is not supported; wanted {_INTERPOLATIONS}")
@@ -101,9 +104,15 @@ def _preprocess(folder: Path) -> Preprocess:
         size=target,
         resize=resize,
         interpolation=_INTERPOLATIONS[int(processor.resample)],
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
+        mean=_per_channel(processor.image_mean),
+        std=_per_channel(processor.image_std),
     )
+
+
+def _per_channel(value: float | Sequence[float]) -> tuple[float, float, float]:
+    """Return a number for each channel; transformers takes one for all of them too."""
+    red, green, blue = np.broadcast_to(np.asarray(value, np.float64), (3,)).tolist()
+    return red, green, blue
 
 
 def write_model_folder(

@@ -43,9 +43,10 @@ class Pretrained:
     report: LoadReport
 
     def fingerprint(self) -> str:
-        """Hash every param and statistic of the pretrained stages: all but the head."""
+        """Hash every param and statistic of the pretrained stages, all but the head, as the device holds them now."""
         kept = {path: array for path, array in {**self.params, **self.stats}.items() if stage_of(path) != HEAD}
-        return fingerprint(kept)
+        # Of copies: an array keeps what it once gave to the host, and would give that again.
+        return fingerprint({path: jnp.array(array, copy=True) for path, array in kept.items()})
 
 
 def load(
@@ -60,7 +61,8 @@ def load(
 
     Args:
         name: "arch.tag" of the catalog, "file:DIR" for a Hugging Face model folder, or "hf:OWNER/NAME".
-        num_classes: classes of a new head that starts at zero; None keeps the head of the source, if any.
+        num_classes: classes of a new head that starts at zero, 0 for pooled features in place of scores; None keeps
+            the head of the source, if any.
         image_size: side in pixels; position embeddings are resampled to it. None takes the source's.
         dtype: of the params, "float32" or "bfloat16".
         revision: branch, tag or commit of an "hf:" repository.
@@ -73,6 +75,10 @@ def load(
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r} is not supported; choose 'float32' or 'bfloat16'")
+    if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
+        raise ValueError(f"image_size is {image_size!r}, wanted a number of pixels above 0, or None for the source's")
+    if num_classes is not None and not (isinstance(num_classes, int) and num_classes >= 0):
+        raise ValueError(f"num_classes is {num_classes!r}, wanted a number of classes, or None for the source's head")
     if revision is not None and not name.startswith("hf:"):
         raise ValueError(f"revision {revision!r} is for 'hf:' names, got {name!r}")
     source, description, licence = _open(name, revision)
