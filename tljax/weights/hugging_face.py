@@ -12,11 +12,13 @@ from tljax.models import VitConfig
 from tljax.paths import did_you_mean
 from tljax.preprocess import Preprocess
 from tljax.rundir import read_json, write_bytes, write_json
-from tljax.weights.read import read_folder
+from tljax.weights.read import read_folder, weight_files
 from tljax.weights.rules import Table, invert
 from tljax.weights.tables.hugging_face import DINOV2
 
 TABLES = {"dinov2": DINOV2}
+
+_SETTINGS = ("config.json", "preprocessor_config.json")
 
 # PIL's numbers for the two filters, as preprocessor_config.json has them.
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
@@ -39,7 +41,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         FileNotFoundError: a file is missing.
         ValueError: the model type or one of its switches is not supported, or a file is damaged.
     """
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in _SETTINGS:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: a Hugging Face model folder is needed, with its weights")
     model_type = read_json(folder / "config.json").get("model_type")
@@ -55,6 +57,11 @@ def read_model_folder(folder: Path) -> ModelFolder:
         preprocess=_preprocess(folder),
         arrays=arrays,
     )
+
+
+def missing_files(folder: Path) -> list[str]:
+    """List the files that `read_model_folder` would miss."""
+    return [name for name in (*_SETTINGS, *weight_files(folder)) if not (folder / name).is_file()]
 
 
 def _architecture(folder: Path, arrays: Mapping[str, np.ndarray]) -> VitConfig:

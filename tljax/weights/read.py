@@ -42,12 +42,19 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
         return read_safetensors(folder / _SINGLE)
     where: dict[str, str] = read_json(folder / _INDEX)["weight_map"]
     arrays: dict[str, np.ndarray] = {}
-    for name in sorted(set(where.values())):
+    for name in weight_files(folder):
         arrays |= read_safetensors(folder / name)
     lost = sorted(set(where) - set(arrays))
     if lost:
         raise ValueError(f"the shards of {folder} lack {len(lost)} keys of {_INDEX}, the first is {lost[0]!r}")
     return arrays
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Name the files that hold the weights of a Hugging Face model folder, there or not: the shards of its index."""
+    if not (folder / _INDEX).is_file():
+        return [_SINGLE]
+    return sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
 
 
 def read_onnx(path: Path) -> dict[str, np.ndarray]:
