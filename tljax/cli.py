@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     try:
         config, workdir, show_traceback = _parse(arguments)
-    except (flags.Error, AttributeError, ImportError, KeyError, OSError, ValueError) as error:
-        return _fail(_config_message(error))
+    except Exception as error:
+        # A config is a program, and can fail as any can.
+        message = _config_message(error, arguments)
+        if message is None or "--traceback" in arguments:
+            raise
+        return _fail(message)
     try:
         result = TASKS[name][0](config, workdir)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -82,10 +87,20 @@ def _log_to_stderr() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _config_message(error: Exception) -> str:
-    """Unwrap what ml_collections says of a name that the config lacks: a KeyError, inside an AttributeError or not."""
+def _config_message(error: Exception, arguments: Sequence[str]) -> str | None:
+    """Say what is wrong with a call or with its config file; None for an error that is ours."""
+    named = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+    # A file may be followed by an argument.
+    files = {os.path.abspath(name) for given in named for name in (given, given.rsplit(":", 1)[0])}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if os.path.abspath(frame.filename) in files:
+            return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {error}"
+    # What ml_collections says of a name that the config lacks: a KeyError, inside an AttributeError or not.
     inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
-    return f"the config has no {inner.args[0]}" if isinstance(inner, KeyError) else str(error)
+    if isinstance(inner, KeyError):
+        return f"the config has no {inner.args[0]}"
+    known = (flags.Error, AttributeError, ImportError, OSError, SyntaxError, ValueError)
+    return str(error) if isinstance(error, known) else None
 
 
 def _fail(message: str) -> int:

@@ -1,5 +1,7 @@
 """Files of a run: written whole or not at all, with the environment that made them."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -16,8 +18,11 @@ from typing import Any
 import jax
 import numpy as np
 
+CONFIG = "config.json"
 DONE = "done.json"
 ENV = "env.json"
+INPUTS = "inputs.json"
+LOCK = ".lock"
 METRICS = "metrics.jsonl"
 
 log = logging.getLogger(__name__)
@@ -174,36 +179,101 @@ def _git_state() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def begin(workdir: str | os.PathLike, task: str, config: Mapping[str, Any]) -> dict[str, float] | None:
+@contextlib.contextmanager
+def only_process(workdir: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes out of a run directory until the context is left, or this process ends, however it ends.
+
+    Args:
+        workdir: made if it is not there.
+
+    Raises:
+        ValueError: another process works in it.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process works in {workdir}; wait for it, or use another --workdir") from error
+        yield
+
+
+def begin(
+    workdir: str | os.PathLike, task: str, config: Mapping[str, Any], *, has_parts: bool = False
+) -> dict[str, float] | None:
     """Open a run directory: new, half-finished or finished.
 
     Args:
         workdir: made if it is not there.
         task: name of the task that runs in it.
         config: plain values that determine the run.
+        has_parts: all work is in run directories inside of this one, each of which checks its own config; here
+            another config only makes a finished run unfinished.
 
     Returns:
-        The results if the run is finished, else None. A new directory then holds config.json and env.json, and so
-        does one in which another config came no further, such as one with a mistake that its inputs showed.
+        The results if the run is finished, else None. The directory then holds config.json, and env.json with an
+        `environment` for each start. Where another config came no further, such as one with a mistake that its
+        inputs showed, this one takes its place.
 
     Raises:
         ValueError: the directory has work of another task or config; the differences are listed.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    current = json.loads(json.dumps({"task": task, "config": config}, default=_plain))
-    path = workdir / "config.json"
-    problems = differences(read_json(path), current) if path.exists() else []
-    has_work = any(entry.name not in (path.name, ENV) and not entry.name.startswith(".") for entry in workdir.iterdir())
-    if problems and has_work:
+    current = _as_read({"task": task, "config": config})
+    path = workdir / CONFIG
+    is_old = path.exists()
+    problems = differences(read_json(path), current) if is_old else []
+    if problems and has_work(workdir) and not has_parts:
         raise ValueError(
             f"{workdir} holds a run of another config; use another --workdir, or remove this one:\n  "
             + "\n  ".join(problems)
         )
-    if problems or not path.exists():
-        write_json(workdir / ENV, environment())
+    if problems or not is_old:
+        # Starts that left work keep their record.
+        for name in (DONE,) if has_work(workdir) else (DONE, ENV):
+            (workdir / name).unlink(missing_ok=True)
         write_json(path, current)
-    return read_json(workdir / DONE) if (workdir / DONE).exists() else None
+    if (workdir / DONE).exists():
+        return read_json(workdir / DONE)
+    write_json(workdir / ENV, [*starts(workdir), environment()])
+    return None
+
+
+def starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return the `environment` of each start of a run."""
+    path = Path(workdir) / ENV
+    return read_json(path) if path.exists() else []
+
+
+def record_inputs(workdir: str | os.PathLike, identity: Mapping[str, Any]) -> None:
+    """Note what the names in the config stood for when the run began, such as hashes of weights and images.
+
+    Raises:
+        ValueError: the directory has work on other inputs; the differences are listed.
+    """
+    path, identity = Path(workdir) / INPUTS, _as_read(identity)
+    problems = differences(read_json(path), identity) if path.exists() else []
+    if problems and has_work(workdir):
+        raise ValueError(
+            f"the inputs of the run in {workdir} have changed since it began; bring them back, or use another "
+            "--workdir:\n  " + "\n  ".join(problems)
+        )
+    if problems or not path.exists():
+        write_json(path, identity)
+
+
+def has_work(workdir: str | os.PathLike) -> bool:
+    """Tell whether a run directory holds more than what a start writes."""
+    return any(
+        entry.name not in (CONFIG, ENV, INPUTS) and not entry.name.startswith(".") for entry in Path(workdir).iterdir()
+    )
+
+
+def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values as JSON gives them back: tuples become lists."""
+    return json.loads(json.dumps(value, default=_plain))
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
 A report is made of plain values, so that it can be written again from a JSON file:
 
-    title, subtitle, started, command: text
+    title, subtitle: text
+    starts: [{started, argv, python, platform, packages, devices, cpu_count, git}], as `rundir.environment` gives them
     model: name, description, licence, num_params, image_size, stages, hash_before, hash_after (of the frozen backbone)
     data: name, num_images, class_names, class_counts, licence, splits: [{kind, repeats, train, val, test, description}]
     evaluations: [{method, features, depth or None, split, repeat, n_test, chosen: {name: value},
@@ -18,6 +19,7 @@ A report is made of plain values, so that it can be written again from a JSON fi
 
 import itertools
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,9 @@ import jinja2
 from tljax.ablation import figures, headline
 from tljax.ablation.stats import METRICS, Estimate, Row, make_rows
 from tljax.paths import did_you_mean
-from tljax.rundir import environment, write_bytes
+from tljax.rundir import write_bytes
 
-REQUIRED = ("title", "subtitle", "started", "command", "model", "data", "evaluations")
+REQUIRED = ("title", "subtitle", "starts", "model", "data", "evaluations")
 # Parts that a job may not have; their sections are left out.
 OPTIONAL = {"references": [], "curves": [], "examples": {}, "partition": [], "timing": [], "notes": []}
 FOLDER = Path(__file__).parent
@@ -91,7 +93,8 @@ def make_context(data: Mapping[str, Any]) -> dict[str, Any]:
         "num_trained": sum(one["num_params"] for one in data["partition"] if one["is_trained"]),
         "num_seconds": sum(one["seconds"] for one in data["timing"]),
         "longest_seconds": max([one["seconds"] for one in data["timing"]], default=0),
-        "environment": environment(),
+        "command": shlex.join(["tljax", *data["starts"][-1]["argv"]]),
+        "environments": _environments(data["starts"]),
         "style": (FOLDER / "report.css").read_text(),
     }
 
@@ -109,6 +112,19 @@ def _check(data: Mapping[str, Any]) -> None:
     strangers = sorted({one["split"] for one in data["evaluations"]} - set(listed))
     if strangers:
         raise ValueError(f"evaluations name the splits {strangers}, data.splits lists {listed}; add them there")
+
+
+def _environments(starts: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Gather the times of the starts in each environment: a job can be taken up again with other versions."""
+    found: list[tuple[dict[str, Any], list[str]]] = []
+    for start in starts:
+        here = {key: value for key, value in start.items() if key not in ("started", "argv")}
+        times = next((times for there, times in found if there == here), None)
+        if times is None:
+            found.append((here, [start["started"]]))
+        else:
+            times.append(start["started"])
+    return found
 
 
 def _ours(reference: Mapping[str, Any], rows: Sequence[Row]) -> Estimate | None:

@@ -51,6 +51,7 @@ class FeatureStore:
             for name, row in meta["arrays"].items()
         }
         self._mapped: dict[tuple[str, int], MappedRows] = {}
+        self._num_written = 0
         found = {shard: self._problem(shard) for shard in range(self.num_shards)}
         self._problems = {shard: problem for shard, problem in found.items() if problem is not None}
 
@@ -68,6 +69,11 @@ class FeatureStore:
     def is_complete(self) -> bool:
         """Whether every shard was there, whole, when the store was opened, or has been written since."""
         return not self._problems
+
+    @property
+    def share_reused(self) -> float:
+        """Share of the shards that were there when the store was opened."""
+        return 1 - self._num_written / self.num_shards
 
     def missing_shards(self) -> list[int]:
         """List the shards that are not there or not whole, for the writer to make."""
@@ -132,6 +138,7 @@ class FeatureStore:
         sums = {name: {"bytes": len(content), "crc32": zlib.crc32(content)} for name, content in contents.items()}
         rundir.write_json(self._sidecar(shard), sums)
         self._problems.pop(shard, None)
+        self._num_written += 1
 
     def verify(self) -> list[str]:
         """Read everything and return the names of the files that do not hold what was written.

@@ -14,7 +14,7 @@ from tljax.finetune.schedules import warmup_cosine
 from tljax.finetune.step import TrainState, train_body
 from tljax.tasks.finetune import Recipe
 from tljax.tasks.inputs import open_inputs
-from tljax.tasks.sections import call
+from tljax.tasks.sections import call, select
 
 NAME = "explain"
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     """Print the partition and the cost of the step, from the compiled program; nothing is trained or written."""
     del workdir
+    config = select(NAME, config)
     inputs = open_inputs(config)
     pretrained, net = inputs.pretrained, inputs.pretrained.net
     recipe = call("finetune", config, Recipe)

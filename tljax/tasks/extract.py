@@ -1,7 +1,6 @@
 """Extract: run the images to chosen stages once and store the features."""
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 from tljax import rundir
 from tljax.features.extract import extract, feature_spec
 from tljax.features.store import FeatureStore
-from tljax.tasks.inputs import Inputs, open_inputs
+from tljax.tasks.inputs import Inputs
+from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
 
 NAME = "extract"
@@ -19,14 +19,12 @@ log = logging.getLogger(__name__)
 
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     """Extract features into the cache; idempotent and resumable."""
-    found = rundir.begin(workdir, NAME, config)
-    return found if found is not None else work(config, Path(workdir), open_inputs(config))
+    return run_task(NAME, work, config, workdir)
 
 
 def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
-    """Do what is left to do in a run directory that `rundir.begin` opened."""
-    started = time.monotonic()
-    before = inputs.pretrained.fingerprint()
+    """Extract what the cache lacks, and see that the params are what they were."""
+    before = inputs.identity["params"]
     store = open_features(config, inputs)
     after = inputs.pretrained.fingerprint()
     if before != after:
@@ -34,9 +32,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     log.info("features in %s; backbone hash %s before and after", store.directory, after)
     facts = {"store": str(store.directory), "hash_before": before, "hash_after": after}
     rundir.write_json(workdir / "extract.json", facts)
-    result = {"num_images": float(store.num_rows), "seconds": time.monotonic() - started}
-    rundir.write_json(workdir / rundir.DONE, result)
-    return result
+    return {"num_rows": float(store.num_rows), "share_reused": store.share_reused}
 
 
 def open_features(config: Mapping[str, Any], inputs: Inputs) -> FeatureStore:

@@ -3,7 +3,6 @@
 import functools
 import io
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import optax
 
 from tljax import rundir
-from tljax.data.splits import Split
+from tljax.data.splits import Split, save_split
 from tljax.finetune.groups import Groups, format_partition, make_groups, make_optimizer, partition_table
 from tljax.finetune.loop import fit
 from tljax.finetune.schedules import warmup_cosine
@@ -31,7 +30,8 @@ from tljax.finetune.step import (
 from tljax.models.net import Net
 from tljax.paths import merge, stage_of
 from tljax.tasks.feed import Feed, open_feed
-from tljax.tasks.inputs import Inputs, check_evaluation, evaluate, open_inputs, saved_split
+from tljax.tasks.inputs import SPLIT, Inputs, check_evaluation, evaluate, open_split
+from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
 
 NAME = "finetune"
@@ -77,27 +77,35 @@ class Recipe:
 
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     """Fine-tune on one split and test; idempotent and resumable."""
-    found = rundir.begin(workdir, NAME, config)
-    return found if found is not None else work(config, Path(workdir), open_inputs(config))
+    return run_task(NAME, work, config, workdir)
 
 
 def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
-    """Do what is left to do in a run directory that `rundir.begin` opened."""
-    started = time.monotonic()
+    """Train from the latest checkpoint on, and test."""
     recipe = call("finetune", config, Recipe)
     pretrained, source = inputs.pretrained, inputs.source
     call("evaluate", config, check_evaluation, source)
-    split = saved_split(config, source, workdir)
+    split = open_split(config, source, workdir)
     groups = call("groups", config, make_groups, pretrained.params, pretrained.net.stages)
     num_steps = recipe.num_steps(len(split.train))
+    if num_steps < 1:
+        raise ValueError(
+            f"config.finetune: {recipe.epochs} epochs of {len(split.train)} training images do not fill one batch of "
+            f"{recipe.batch_size}; lower batch_size"
+        )
     schedule = warmup_cosine(
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup_fraction * num_steps),
         num_steps=num_steps,
     )
     optimizer = call("optimizer", config, make_optimizer, groups, schedule)
-    _report_partition(config, recipe, groups, inputs, workdir)
-
+    partition = partition_table(
+        groups,
+        pretrained.params,
+        learning_rate=recipe.learning_rate,
+        weight_decay=config["optimizer"]["weight_decay"],
+    )
+    log.info("%s", format_partition(partition))
     feed = open_feed(
         config,
         inputs,
@@ -106,6 +114,9 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
         views=recipe.views,
         use_prefix_cache=recipe.use_prefix_cache,
     )
+    # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
+    save_split(workdir / SPLIT, split, source)
+    rundir.write_json(workdir / "partition.json", partition)
     state, frozen = _train(config, recipe, groups, optimizer, schedule, inputs, split, feed, workdir)
     params = merge(jax.device_get(state.trained), jax.device_get(frozen))
     before, after = (_frozen_hash(groups, values) for values in (pretrained.params, params))
@@ -124,24 +135,8 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     }
     _save_predictions(workdir / "predictions.npz", indices, probabilities)
     rundir.write_json(workdir / "evaluations.json", [record])
-    result = {
-        **record["metrics"],
-        "seconds": time.monotonic() - started,
-        "num_trained": float(sum(value.size for value in state.trained.values())),
-    }
-    rundir.write_json(workdir / rundir.DONE, result)
-    return result
-
-
-def _report_partition(config: Mapping[str, Any], recipe: Recipe, groups: Groups, inputs: Inputs, workdir: Path) -> None:
-    rows = partition_table(
-        groups,
-        inputs.pretrained.params,
-        learning_rate=recipe.learning_rate,
-        weight_decay=config["optimizer"]["weight_decay"],
-    )
-    log.info("%s", format_partition(rows))
-    rundir.write_json(workdir / "partition.json", rows)
+    reused = {} if feed.store is None else {"share_reused": feed.store.share_reused}
+    return {**record["metrics"], "num_trained": float(sum(value.size for value in state.trained.values())), **reused}
 
 
 def _train(

@@ -4,8 +4,9 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,17 +17,19 @@ from tljax.data.splits import (
     grouped_split,
     hashed_seed,
     load_split,
-    save_split,
     stratified_split,
 )
 from tljax.metrics import classification_metrics, confusion_matrix
 from tljax.paths import did_you_mean
+from tljax.rundir import fingerprint
 from tljax.tasks.sections import call
 from tljax.weights import Pretrained, load
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("stratified", "grouped")
+# In the run directory.
+SPLIT = "split.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,19 @@ class Inputs:
     def num_classes(self) -> int:
         """Number of classes of the data."""
         return len(self.source.class_names)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the names in the config stand for: files can change under their names."""
+        source, architecture = self.source, cast(Any, self.pretrained.net.architecture)
+        columns = {name: column.tolist() for name, column in source.columns.items()}
+        return {
+            "params": self.pretrained.fingerprint(),
+            "net": dataclasses.asdict(architecture),
+            "preprocess": self.pretrained.preprocess.describe(),
+            "images": source.fingerprint,
+            "labels": fingerprint([list(source.class_names), source.labels, source.weights, columns]),
+        }
 
 
 def open_inputs(config: Mapping[str, Any]) -> Inputs:
@@ -107,14 +123,20 @@ def _is_constant_within(values: np.ndarray, groups: np.ndarray) -> bool:
     return len(np.unique(combine_strata(values, groups))) == len(np.unique(groups))
 
 
-def saved_split(config: Mapping[str, Any], source: Source, workdir: Path) -> Split:
-    """Return the split of a run directory; the first call makes it from `config.split`."""
-    path = workdir / "split.npz"
-    if not path.exists():
-        save_split(path, call("split", config, make_split, source, config["seed"]), source)
-    split = load_split(path, source)
-    if not len(split.test):
-        raise ValueError(f"the split in {path} has no test images; raise config.split.test_fraction")
+def open_split(config: Mapping[str, Any], source: Source, workdir: Path) -> Split:
+    """Return the split of a run directory, or the one that `config.split` describes.
+
+    Raises:
+        ValueError: there is nothing to train on, or nothing to test on.
+    """
+    path = workdir / SPLIT
+    split = load_split(path, source) if path.exists() else call("split", config, make_split, source, config["seed"])
+    empty = [name for name in ("train", "test") if not len(getattr(split, name))]
+    if empty:
+        raise ValueError(
+            f"the split has no {' and no '.join(empty)} images of {len(source)}; change config.split.test_fraction or "
+            "config.split.val_fraction, or bring more images"
+        )
     return split
 
 
@@ -159,8 +181,3 @@ def evaluate(
         "by_group": by_group,
         "confusion": confusion_matrix(probabilities, source.labels[indices]),
     }
-
-
-def hash_backbone(pretrained: Pretrained, params: Mapping[str, Any]) -> str:
-    """Hash the pretrained params as they are in `params` now."""
-    return dataclasses.replace(pretrained, params=dict(params)).fingerprint()

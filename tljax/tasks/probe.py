@@ -1,7 +1,6 @@
 """Probe: fit simple classifiers on stored features of several depths."""
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from tljax import rundir
+from tljax.data.splits import save_split
 from tljax.features.probes import PROBES, ProbeData
 from tljax.features.store import FeatureStore
 from tljax.models.net import Net
 from tljax.paths import did_you_mean
 from tljax.tasks.extract import open_features
-from tljax.tasks.inputs import Inputs, check_evaluation, evaluate, open_inputs, saved_split
+from tljax.tasks.inputs import SPLIT, Inputs, check_evaluation, evaluate, open_split
+from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
 
 NAME = "probe"
@@ -44,20 +45,19 @@ class Probes:
 
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     """Fit and test the classifiers on one split; idempotent."""
-    found = rundir.begin(workdir, NAME, config)
-    return found if found is not None else work(config, Path(workdir), open_inputs(config))
+    return run_task(NAME, work, config, workdir)
 
 
 def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
-    """Do what is left to do in a run directory that `rundir.begin` opened."""
-    started = time.monotonic()
+    """Fit and test the classifiers; half-finished work is only that on the features."""
     probes = call("probe", config, Probes)
     source = inputs.source
     call("evaluate", config, check_evaluation, source)
-    split = saved_split(config, source, workdir)
+    split = open_split(config, source, workdir)
     if not len(split.val):
         raise ValueError("probes choose on validation images and the split has none; raise config.split.val_fraction")
     store = open_features(config, inputs)
+    save_split(workdir / SPLIT, split, source)
     records = []
     for method, names in probes.by_method().items():
         for name in names:
@@ -76,14 +76,11 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
             records.append({"method": method, "features": label, "depth": depth, "chosen": chosen, **scores})
             log.info("%-8s on %-16s accuracy %.3f", method, label, scores["metrics"]["accuracy"])
     rundir.write_json(workdir / "evaluations.json", records)
-    result = {
+    return {
         f"{record['method']}/{record['features']}/{metric}": value
         for record in records
         for metric, value in record["metrics"].items()
     }
-    result["seconds"] = time.monotonic() - started
-    rundir.write_json(workdir / rundir.DONE, result)
-    return result
 
 
 def read_features(store: FeatureStore, name: str) -> np.ndarray:

@@ -8,6 +8,36 @@ from tljax.paths import did_you_mean
 
 Result = TypeVar("Result")
 
+_COMMON = ("seed", "cache_dir", "model", "data")
+_PROBE = ("split", "features", "evaluate", "probe")
+_FINETUNE = ("split", "groups", "optimizer", "finetune", "evaluate")
+# What each task needs of the config, and what it reads where there is such a section: a run directory is that of
+# another config by these alone.
+_NEEDED = {
+    "extract": (*_COMMON, "features"),
+    "probe": (*_COMMON, *_PROBE),
+    "finetune": (*_COMMON, *_FINETUNE),
+    "explain": ("model", "data", "groups", "optimizer", "finetune"),
+    "transfer": (*_COMMON, *_PROBE, *_FINETUNE, "compare"),
+}
+_OPTIONAL = {
+    "probe": ("logistic", "knn", "mlp"),
+    "finetune": ("prefix",),
+    "transfer": ("logistic", "knn", "mlp", "prefix"),
+}
+_KNOWN = {name for sections in (*_NEEDED.values(), *_OPTIONAL.values()) for name in sections}
+
+
+def select(task: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a config that a task reads.
+
+    Raises:
+        ValueError: the config has a section that no task knows, or lacks one that this task needs.
+    """
+    check_keys(f"the config of {task}", config, _KNOWN, _NEEDED[task])
+    wanted = (*_NEEDED[task], *_OPTIONAL.get(task, ()))
+    return {name: value for name, value in config.items() if name in wanted}
+
 
 def call(section: str, config: Mapping[str, Any], function: Callable[..., Result], *args: Any, **given: Any) -> Result:
     """Call a function with a section of the config as keyword arguments.

@@ -40,14 +40,12 @@ def summarise(
         inputs: data and pretrained net.
         runs: run directories of the probes and of the fine-tuning, by task.
     """
-    environment = rundir.read_json(workdir / "env.json")
     evaluations = [record for task in (probe.NAME, finetune.NAME) for path in runs[task] for record in _records(path)]
     tuned = runs[finetune.NAME]
     return {
         "title": title,
         "subtitle": f"{inputs.pretrained.description}, at {inputs.pretrained.preprocess.size} px",
-        "started": environment["started"],
-        "command": "tljax " + " ".join(environment["argv"]),
+        "starts": rundir.starts(workdir),
         "model": _model(inputs, rundir.read_json(workdir / "extract" / "extract.json")),
         "data": _data(config, inputs, runs[probe.NAME]),
         "evaluations": evaluations,
@@ -109,7 +107,7 @@ def _data(config: Mapping[str, Any], inputs: Inputs, paths: Sequence[Path]) -> d
 def _describe_split(config: Mapping[str, Any], kind: str) -> str:
     split = config["split"]
     if kind == "stratified":
-        return f"At random, the same proportions of {' and '.join(split['strata'])} in every part"
+        return f"At random, the same proportions of {' and '.join(split.get('strata', ('label',)))} in every part"
     return f"Whole groups of {split['groups']!r}: none is in two parts"
 
 
@@ -167,21 +165,32 @@ def _thumbnail(data: bytes, name: str) -> bytes:
     return buffer.getvalue()
 
 
+def _detail(paths: Sequence[Path], results: Sequence[Mapping[str, float]]) -> str:
+    """Say what the seconds of some runs are, and are not."""
+    notes = [f"{len(paths)} run{'s' * (len(paths) != 1)}"]
+    resumed = sum(len(rundir.starts(path)) > 1 for path in paths)
+    if resumed:
+        notes.append(f"{resumed} of them stopped and taken up again, without the time before")
+    # The first run of some computes what the others reuse.
+    reused = results[0].get("share_reused", 0)
+    if reused:
+        notes.append(f"{reused:.0%} of the stored activations were there before")
+    return "; ".join(notes)
+
+
 def _timing(workdir: Path, runs: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:
     parts = {
         "features of all images, one pass": [workdir / extract.NAME],
         "probes on stored features": runs[probe.NAME],
         "fine-tuning, frozen prefix included": runs[finetune.NAME],
     }
-    return [
-        {
-            "name": name,
-            "seconds": sum(rundir.read_json(path / rundir.DONE)["seconds"] for path in paths),
-            "detail": f"{len(paths)} run{'s' * (len(paths) != 1)}",
-        }
-        for name, paths in parts.items()
-        if paths
-    ]
+    rows = []
+    for name, paths in parts.items():
+        results = [rundir.read_json(path / rundir.DONE) for path in paths]
+        if results:
+            seconds = sum(result["seconds"] for result in results)
+            rows.append({"name": name, "seconds": seconds, "detail": _detail(paths, results)})
+    return rows
 
 
 def _notes(config: Mapping[str, Any], tuned: Sequence[Path]) -> list[str]:

@@ -1,30 +1,19 @@
 """Transfer: both roads on the same splits, compared in one report."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tljax import rundir
 from tljax.ablation.report import write_report
 from tljax.tasks import extract, finetune, probe
-from tljax.tasks.inputs import Inputs, open_inputs
+from tljax.tasks.inputs import Inputs
+from tljax.tasks.running import run_task
 from tljax.tasks.sections import call, check_keys
 from tljax.tasks.summary import summarise
 
 NAME = "transfer"
-
-# What each part of the comparison reads of the config: its own run directory is finished or not by these alone.
-_SECTIONS = {
-    extract.NAME: ("seed", "cache_dir", "model", "data", "features"),
-    probe.NAME: (
-        "seed", "cache_dir", "model", "data", "split", "features", "evaluate", "probe", "logistic", "knn", "mlp",
-    ),
-    finetune.NAME: (
-        "seed", "cache_dir", "model", "data", "split", "prefix", "groups", "optimizer", "finetune", "evaluate",
-    ),
-}  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -61,49 +50,34 @@ class Comparison:
 
 
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
-    """Extract, probe, fine-tune and report; idempotent and resumable."""
-    workdir = Path(workdir)
-    found = rundir.begin(workdir, NAME, config)
-    return found if found is not None else _work(config, workdir)
+    """Extract, probe, fine-tune and report; idempotent and resumable.
+
+    Each part has a run directory of its own, so another `config.compare` reuses those it shares with the last.
+    """
+    return run_task(NAME, work, config, workdir, has_parts=True)
 
 
-def _work(config: Mapping[str, Any], workdir: Path) -> dict[str, float]:
+def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
+    """Run the parts that are not finished, and write the report."""
     comparison = call("compare", config, Comparison)
-    inputs = open_inputs(config)
-    _part(config, workdir / "extract", extract.NAME, extract.work, inputs)
+    run_task(extract.NAME, extract.work, config, workdir / extract.NAME, inputs=inputs)
+    tasks = {probe.NAME: (probe.work, comparison.probe_repeats)}
+    if comparison.finetune_repeats:
+        tasks[finetune.NAME] = (finetune.work, comparison.finetune_repeats)
     runs: dict[str, list[Path]] = {probe.NAME: [], finetune.NAME: []}
     for kind in comparison.kinds:
         for repeat in range(comparison.probe_repeats):
             chosen = {**config, "split": {**config["split"], "kind": kind, "repeat": repeat}}
-            folder = f"{kind}_{repeat}"
-            runs[probe.NAME].append(_part(chosen, workdir / "probe" / folder, probe.NAME, probe.work, inputs))
-            if repeat < comparison.finetune_repeats:
-                runs[finetune.NAME].append(
-                    _part(chosen, workdir / "finetune" / folder, finetune.NAME, finetune.work, inputs)
-                )
+            for task, (work_of_task, repeats) in tasks.items():
+                if repeat < repeats:
+                    folder = workdir / task / f"{kind}_{repeat}"
+                    log.info("%s", folder)
+                    run_task(task, work_of_task, chosen, folder, inputs=inputs)
+                    runs[task].append(folder)
     data = summarise(config, comparison.title, comparison.references, workdir, inputs, runs)
     write_report(data, workdir)
     result: dict[str, float] = {"seconds": sum(row["seconds"] for row in data["timing"])}
     for record in data["evaluations"]:
         name = f"{record['method']}/{record['features']}/{record['split']}_{record['repeat']}/accuracy"
         result[name] = record["metrics"]["accuracy"]
-    rundir.write_json(workdir / rundir.DONE, result)
     return result
-
-
-def _part(
-    config: Mapping[str, Any],
-    workdir: Path,
-    name: str,
-    work: Callable[[Mapping[str, Any], Path, Inputs], dict[str, float]],
-    inputs: Inputs,
-) -> Path:
-    """Run one part in its own directory, unless it is finished."""
-    missing = [section for section in _SECTIONS[name] if section not in config]
-    if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}, which {name} needs")
-    part = {section: config[section] for section in _SECTIONS[name]}
-    if rundir.begin(workdir, name, part) is None:
-        log.info("%s", workdir)
-        work(part, workdir, inputs)
-    return workdir

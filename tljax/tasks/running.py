@@ -1,0 +1,51 @@
+"""What all tasks that write results have in common: one directory, one process, one config, the same inputs."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tljax import rundir
+from tljax.tasks.inputs import Inputs, open_inputs
+from tljax.tasks.sections import select
+
+Work = Callable[[Mapping[str, Any], Path, Inputs], dict[str, float]]
+
+
+def run_task(
+    name: str,
+    work: Work,
+    config: Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    inputs: Inputs | None = None,
+    has_parts: bool = False,
+) -> dict[str, float]:
+    """Run a task in its directory, unless it is finished.
+
+    Args:
+        name: of the task.
+        work: (config, workdir, inputs) -> results; does what is left to do.
+        config: may hold sections of other tasks.
+        workdir: of the run.
+        inputs: of the config, where they are open.
+        has_parts: see `rundir.begin`.
+
+    Returns:
+        The results, with the "seconds" of the start that finished them.
+
+    Raises:
+        ValueError: the config does not fit, the directory is in use, or it holds a run of another config or inputs.
+    """
+    chosen = select(name, config)
+    with rundir.only_process(workdir):
+        found = rundir.begin(workdir, name, chosen, has_parts=has_parts)
+        if found is not None:
+            return found
+        inputs = inputs or open_inputs(chosen)
+        rundir.record_inputs(workdir, inputs.identity)
+        started = time.monotonic()
+        result = work(chosen, Path(workdir), inputs)
+        result = {"seconds": time.monotonic() - started, **result}
+        rundir.write_json(Path(workdir) / rundir.DONE, result)
+        return result
