@@ -222,11 +222,14 @@ def test_the_spec_leaves_out_what_cannot_change_the_features(source):
     def spec(changes, net=NET, taps=TAPS[:2]):
         return feature_spec(net, {**params, **changes}, stats, source, PREPROCESS, taps=taps)
 
+    plain = spec({})
     more_classes = Net(dataclasses.replace(TINY_VIT, num_classes=5))
     head = {"head/linear/bias": np.ones(5, np.float32), "block_03/norm1/bias": np.ones(16, np.float32)}
     assert spec(head, more_classes) == spec({})
     assert rundir.fingerprint(spec({}, taps=TAPS)) != rundir.fingerprint(spec({}))
     assert spec({"norm/bias": np.ones(16, np.float32)})["params"] != spec({})["params"]
+    with jax.default_matmul_precision("highest"):
+        assert rundir.fingerprint(spec({})) != rundir.fingerprint(plain)
     # Running statistics count as params do.
     conv = toy_conv()
     params, stats = draw_arrays(conv)

@@ -1,4 +1,5 @@
 import logging
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -86,3 +87,26 @@ def test_a_save_does_not_see_what_happens_to_the_state_afterwards(tmp_path):
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         restored = checkpoints.restore(tree)
     np.testing.assert_array_equal(restored["a"], np.full((1 << 20,), 3.0, np.float32))
+
+
+def save_when_no_file_can_grow(directory, good, large):
+    """Save the good steps, then one beyond what the system lets a file hold: as good as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with Checkpoints(directory, CONFIG) as checkpoints:
+            for step in good:
+                checkpoints.save(step, state_of(step))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+            checkpoints.save(7, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("good", "left"), [([], "no checkpoint is whole yet"), ([3], "of step 3 is whole")])
+def test_a_checkpoint_that_cannot_be_written_is_named_with_what_is_left(tmp_path, good, left):
+    large = {"a": jax.random.normal(jax.random.key(0), (1 << 20,))}
+    with pytest.raises(OSError, match=f"cannot save a checkpoint in .*{left}; make room and run again"):
+        save_when_no_file_can_grow(tmp_path, good, large)
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        assert checkpoints.latest_step == max(good, default=None)
+        checkpoints.save(7, large)

@@ -83,8 +83,10 @@ def _parse(arguments: list[str]) -> tuple[Any, str, bool]:
 
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("absl", "jax", "orbax", "httpx"):
+    for noisy in ("jax", "orbax", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax logs tracebacks here, of errors that it raises too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def _config_message(error: Exception, arguments: Sequence[str]) -> str | None:

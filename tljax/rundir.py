@@ -132,6 +132,12 @@ def append_metrics(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
         raise OSError(error.errno, f"cannot append to {path}: {error.strerror}; make room and run again") from error
 
 
+def sync_metrics(path: str | os.PathLike) -> None:
+    """Make the lines so far outlive a loss of power, as the checkpoint does that is saved after them."""
+    with open(path, "a") as file:
+        os.fsync(file.fileno())
+
+
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read the whole lines of a metrics file; a last line cut short by a killed process is left out."""
     path = Path(path)

@@ -49,8 +49,9 @@ def feature_spec(
 ) -> dict[str, Any]:
     """Return all that determines the features, as plain values; computes none.
 
-    `rundir.fingerprint` of it names a folder that only these features can be in. The class count and the
-    params of stages that do not run are not in it. Takes what `extract` takes.
+    `rundir.fingerprint` of it names a folder that only these features can be in, up to what another release of
+    JAX rounds in another way. The class count and the params of stages that do not run are not in it. Takes
+    what `extract` takes.
 
     Raises:
         ValueError: unknown stages, stages out of order or behind the last features, an unknown dtype, or a
@@ -62,6 +63,7 @@ def feature_spec(
         raise ValueError(f"views is {views}, wanted 1 to {VIEWS}")
     running = _running_stages(net, taps, pooling)
     architecture: Any = net.architecture
+    settings: Any = jax.config
     return {
         "net": {name: value for name, value in dataclasses.asdict(architecture).items() if name != "num_classes"},
         "params": rundir.fingerprint(_of_stages(params, running)),
@@ -72,6 +74,9 @@ def feature_spec(
         "pooling": pooling,
         "views": views,
         "dtype": dtype,
+        # A CPU multiplies float32 in full, accelerators by default with fewer bits.
+        "platform": jax.default_backend(),
+        "matmul_precision": str(settings.jax_default_matmul_precision),
         "format": FORMAT,
     }
 

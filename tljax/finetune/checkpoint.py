@@ -3,11 +3,12 @@
 Source: the v1 interface of orbax-checkpoint 0.12, which still changes between minor releases.
 """
 
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,7 +47,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._checkpointer.close()
+        with self._explained():
+            self._checkpointer.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -59,9 +61,11 @@ class Checkpoints:
 
         Raises:
             FileExistsError: there is a checkpoint of this step.
+            OSError: this save, or the one before, cannot be written. The end of the context says it of the last.
         """
         meta = {"step": step, "config": self.config}
-        self._checkpointer.save_checkpointables_async(step, {"state": state}, force=True, custom_metadata=meta)
+        with self._explained():
+            self._checkpointer.save_checkpointables_async(step, {"state": state}, force=True, custom_metadata=meta)
 
     def restore(self, state: Any) -> Any:
         """Return the state of the latest checkpoint, or `state` itself when there is none.
@@ -82,6 +86,21 @@ class Checkpoints:
         log.info("restoring step %d from %s", step, self.directory)
         return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what Orbax says of a full disk, a ValueError as often as not, into an error that says what is left."""
+        try:
+            yield
+        except FileExistsError:
+            raise
+        except Exception as error:
+            whole = [int(folder.name) for folder in self.directory.glob("*") if _is_whole(folder)]
+            left = f"the checkpoint of step {max(whole)} is whole" if whole else "no checkpoint is whole yet"
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise OSError(
+                f"cannot save a checkpoint in {self.directory}: {reason}; {left}; make room and run again"
+            ) from error
+
     def _check_config(self, step: int) -> None:
         meta = cast(dict[str, Any], self._checkpointer.checkpointables_metadata(step).custom_metadata)
         problems = rundir.differences(meta["config"], self.config)
@@ -100,10 +119,14 @@ def _set_incomplete_aside(directory: Path) -> None:
     """
     if jax.process_index() == 0 and directory.exists():
         for folder in sorted(directory.iterdir()):
-            if not folder.name.isdigit() or all((folder / name).exists() for name in COMPLETE_FILES):
+            if not folder.name.isdigit() or _is_whole(folder):
                 continue
             aside = folder.with_name(f"incomplete_{folder.name}_{time.time_ns()}")
             folder.rename(aside)
             log.warning("%s is not a whole checkpoint; ignored, and renamed to %s", folder, aside.name)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tljax checkpoints: incomplete set aside")
+
+
+def _is_whole(folder: Path) -> bool:
+    return folder.name.isdigit() and all((folder / name).exists() for name in COMPLETE_FILES)

@@ -72,6 +72,7 @@ def fit(
                 rundir.append_metrics(metrics_path, {**evaluate(state), "step": step})
             if _is_due(step, checkpoint_every, num_steps):
                 journal.flush()
+                rundir.sync_metrics(metrics_path)
                 checkpoints.save(step + 1, state)
     return state
 
