@@ -1,6 +1,7 @@
 """Image folders: listed in one order, refused with reasons, verified."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -44,8 +45,10 @@ def test_entries_that_are_no_images_are_left_out_aloud(root, caplog):
     (root / "cat/Thumbs.db").write_bytes(b"x")
     (root / "cat/.hidden.png").write_bytes(b"x")
     (root / "README.txt").write_text("x")
+    shutil.copy(next((root / "cat").glob("*.[jp]*g")), root / "stray.png")
     assert len(open_folder(root)) == 5
     assert "1 entries in the class folders are not images" in caplog.text
+    assert "1 images are in no class folder" in caplog.text
 
 
 def test_fingerprint_is_of_content_and_order(root, tmp_path):

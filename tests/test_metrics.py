@@ -64,6 +64,9 @@ def test_interval_equals_scipy_and_needs_two_values():
     mean, deviation, low, high = mean_interval(values)
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values)))
     assert (mean, deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    # Resampled splits: the variance of the mean is s^2 (1/n + test/train).
+    _, _, low, high = mean_interval(values, overlap=0.5)
+    assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 3) * deviation * math.sqrt(1 / 4 + 0.5))
     mean, *rest = mean_interval([0.9])
     assert mean == 0.9
     assert all(map(math.isnan, rest))

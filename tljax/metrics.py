@@ -81,10 +81,21 @@ def _binary_roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
     return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float, float]:
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95, *, overlap: float = 0.0
+) -> tuple[float, float, float, float]:
     """Return mean, sample standard deviation and the ends of Student's t interval of the mean.
 
     All but the mean are NaN for a single value: one repeat says nothing of the spread.
+
+    Args:
+        values: one for each repeat.
+        confidence: of the interval.
+        overlap: 0 for independent values. For splits of the same examples, drawn again and again, the number of test
+            examples over that of training examples: it is added to 1 / n in the variance of the mean.
+
+    Source:
+        Nadeau and Bengio 2003, Machine Learning 52, 239-281, for `overlap`: the corrected resampled t-test.
     """
     mean = float(np.mean(values))
     if len(values) < 2:
@@ -92,5 +103,5 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     from scipy.stats import t
 
     deviation = float(np.std(values, ddof=1))
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation * math.sqrt(1 / len(values) + overlap)
     return mean, deviation, mean - half, mean + half

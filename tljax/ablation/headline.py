@@ -1,6 +1,6 @@
 """The answer of a job in sentences that say no more than its intervals allow."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tljax.ablation.stats import (
@@ -61,22 +61,36 @@ class Spotlight:
     finetune: Row | None
     num_probes: int
     split: str  # on which "best" was judged
+    overlaps: Mapping[str, float]  # test images over training images, by split
 
 
-def choose_spotlight(rows: Sequence[Row], splits: Sequence[str]) -> Spotlight:
+def choose_spotlight(rows: Sequence[Row], overlaps: Mapping[str, float]) -> Spotlight:
     """Choose by mean accuracy on the grouped split, or on the first where none is grouped."""
+    splits = list(overlaps)
     split = GROUPED if GROUPED in splits else splits[0]
     probes = [row for row in rows if row.method != FINETUNE]
     tuned = [row for row in rows if row.method == FINETUNE]
-    return Spotlight(probe=best(probes, split), finetune=best(tuned, split), num_probes=len(probes), split=split)
+    return Spotlight(
+        probe=best(probes, split),
+        finetune=best(tuned, split),
+        num_probes=len(probes),
+        split=split,
+        overlaps=overlaps,
+    )
 
 
 def margins(spotlight: Spotlight, splits: Sequence[str], metric: str) -> dict[str, Estimate | None]:
-    """Return fine-tuning minus probe on each split, paired by repeat: both saw the same training images."""
+    """Return fine-tuning minus probe on each split, paired by repeat: both saw the same training images.
+
+    The intervals allow for repeats that share images, since the verdict hangs on them.
+    """
     probe, tuned = spotlight.probe, spotlight.finetune
     if not (probe and tuned):
         return {}
-    return {split: paired_difference(tuned.repeats(split, metric), probe.repeats(split, metric)) for split in splits}
+    return {
+        split: paired_difference(tuned.repeats(split, metric), probe.repeats(split, metric), spotlight.overlaps[split])
+        for split in splits
+    }
 
 
 def optimism(spotlight: Spotlight, splits: Sequence[str], metric: str) -> dict[str, Estimate | None]:

@@ -66,7 +66,8 @@ def make_context(data: Mapping[str, Any]) -> dict[str, Any]:
     data = {**OPTIONAL, **data}
     splits = [split["kind"] for split in data["data"]["splits"]]
     rows = make_rows(data["evaluations"])
-    spotlight = headline.choose_spotlight(rows, splits)
+    overlaps = {split["kind"]: split["test"] / split["train"] for split in data["data"]["splits"]}
+    spotlight = headline.choose_spotlight(rows, overlaps)
     model, counts = data["model"], data["data"]["class_counts"]
     baseline = max(counts) / sum(counts)
     return {

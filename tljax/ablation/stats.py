@@ -45,12 +45,15 @@ class Estimate:
         return self.has_interval and self.low < self.high and (self.low > 0 or self.high < 0)
 
 
-def estimate(values: Sequence[int | float | None]) -> Estimate | None:
-    """Average over repeats; None when there is no repeat or the value is undefined in one of them."""
+def estimate(values: Sequence[int | float | None], overlap: float = 0.0) -> Estimate | None:
+    """Average over repeats; None when there is no repeat or the value is undefined in one of them.
+
+    `overlap` is that of `mean_interval`.
+    """
     defined = _defined(values)
     if not defined or len(defined) < len(values):
         return None
-    mean, _, low, high = mean_interval(defined)
+    mean, _, low, high = mean_interval(defined, overlap=overlap)
     return Estimate(mean=float(mean), low=float(low), high=float(high), n=len(defined))
 
 
@@ -58,11 +61,14 @@ def _defined(values: Iterable[int | float | None]) -> list[float]:
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
-def paired_difference(first: Repeats, second: Repeats) -> Estimate | None:
-    """Average first - second over the repeats that both have: the same split, so the same test images."""
+def paired_difference(first: Repeats, second: Repeats, overlap: float = 0.0) -> Estimate | None:
+    """Average first - second over the repeats that both have: the same split, so the same test images.
+
+    `overlap` is that of `mean_interval`: without it, splits of one data set make differences look surer than they are.
+    """
     shared = sorted(set(first) & set(second))
     pairs = [(first[repeat], second[repeat]) for repeat in shared]
-    return estimate([None if a is None or b is None else a - b for a, b in pairs])
+    return estimate([None if a is None or b is None else a - b for a, b in pairs], overlap)
 
 
 def unpaired_difference(first: Repeats, second: Repeats) -> Estimate | None:

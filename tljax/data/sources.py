@@ -156,6 +156,9 @@ def open_folder(root: str | os.PathLike) -> ImageFolder:
     others = sum(len(_visible(folder)) for folder in folders) - sum(map(len, images))
     if others:
         log.warning("%s: %d entries in the class folders are not images and are left out", root, others)
+    strays = sum(map(_is_image, _visible(root)))
+    if strays:
+        log.warning("%s: %d images are in no class folder and are left out", root, strays)
     return ImageFolder(
         root=root,
         files=tuple(f"{file.parent.name}/{file.name}" for inside in images for file in inside),
