@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 SPLITS = HERE.parent / "elpv_reference" / "splits.npz"
 # PyTorch, other random splits of the same proportions, random crops besides flips and quarter turns.
 REFERENCE_ACCURACY = 0.890
+COLUMNS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "seconds", "num_trained")
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -65,7 +66,8 @@ def main() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         save_split(workdir / "split.npz", split, source)
         result = finetune.run(config.to_dict(), workdir)
-        rows.append({"split": repeat, "epochs": arguments.epochs, "views": arguments.views, **result})
+        settings = {"split": repeat, "epochs": arguments.epochs, "views": arguments.views}
+        rows.append({**settings, **{name: result[name] for name in COLUMNS}})
         write_rows(rows, HERE / "results.csv")
     for metric in ("accuracy", "weighted_accuracy", "roc_auc"):
         mean, deviation, low, high = mean_interval([row[metric] for row in rows])
