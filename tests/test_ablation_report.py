@@ -102,7 +102,7 @@ def make_examples(generator, class_names, is_right):
 def make_start(started, python):
     return {
         "started": started,
-        "argv": ["compare", "--config=configs/elpv.py", "--workdir=runs/my elpv"],
+        "argv": ["tljax", "compare", "--config=configs/elpv.py", "--workdir=runs/my elpv"],
         "python": python,
         "platform": "Linux x86_64",
         "packages": {"jax": "0.10.2", "flax": "not installed"},

@@ -89,7 +89,7 @@ def test_a_save_does_not_see_what_happens_to_the_state_afterwards(tmp_path):
     np.testing.assert_array_equal(restored["a"], np.full((1 << 20,), 3.0, np.float32))
 
 
-def save_when_no_file_can_grow(directory, good, large):
+def save_when_no_file_can_grow(directory, good, large, then=None):
     """Save the good steps, then one beyond what the system lets a file hold: as good as a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -98,6 +98,8 @@ def save_when_no_file_can_grow(directory, good, large):
                 checkpoints.save(step, state_of(step))
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
             checkpoints.save(7, large)
+            if then is not None:
+                raise then
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -110,3 +112,10 @@ def test_a_checkpoint_that_cannot_be_written_is_named_with_what_is_left(tmp_path
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         assert checkpoints.latest_step == max(good, default=None)
         checkpoints.save(7, large)
+
+
+def test_the_first_error_is_the_one_that_is_told(tmp_path, caplog):
+    large = {"a": jax.random.normal(jax.random.key(0), (1 << 20,))}
+    with pytest.raises(FloatingPointError, match="loss is nan"), caplog.at_level(logging.ERROR, logger="tljax"):
+        save_when_no_file_can_grow(tmp_path, [], large, then=FloatingPointError("loss is nan"))
+    assert "cannot save a checkpoint" in caplog.text

@@ -110,6 +110,8 @@ def test_unknown_stages_and_empty_ranges_are_refused():
     with pytest.raises(ValueError, match="stage index 8 is outside 0..7"):
         net.depth(8)
     params, stats = net.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="no stage 'blok_02'"):
+        net.apply(params, stats, images(), train_from=0, frozen=("blok_02",))
     with pytest.raises(ValueError, match="start 'norm' is not before stop 'block_01'"):
         net.apply(params, stats, images(), start="norm", stop="block_01")
 

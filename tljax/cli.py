@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,44 +42,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in TASKS:
         return _fail(f"no task {name!r}{did_you_mean(name, TASKS)}; tasks are {', '.join(TASKS)}")
     _log_to_stderr()
+    show_traceback = False
     try:
-        config, workdir, show_traceback = _parse(arguments)
+        options, rest = _parse_options(arguments)
+        show_traceback = options.traceback
+        config = _parse_config(rest)
+        if not options.workdir:
+            raise ValueError(f"--workdir is missing: tljax {name} --config=FILE --workdir=DIR")
     except Exception as error:
-        # A config is a program, and can fail as any can.
-        message = _config_message(error, arguments)
-        if message is None or "--traceback" in arguments:
+        # A config is a program, and fails in as many ways.
+        if show_traceback:
             raise
-        return _fail(message)
+        return _fail(_explain(error, arguments))
     try:
-        result = TASKS[name][0](config, workdir)
+        result = TASKS[name][0](config, options.workdir)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if show_traceback:
             raise
         return _fail(str(error))
     for key, value in sorted(result.items()):
         print(f"{key:<40} {value:.6g}")
-    report = Path(workdir) / "report.html"
+    report = Path(options.workdir) / "report.html"
     if report.exists():
         print(f"report: {report}")
     return 0
 
 
-def _parse(arguments: list[str]) -> tuple[Any, str, bool]:
-    """Read the flags of one call.
+def _parse_options(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """Read the flags that are not of the config; return them and the other arguments.
 
-    The flags live in an object of their own: absl's global one belongs to the program that imports this.
+    The flags live in objects of their own: absl's global one belongs to the program that imports this.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
     flags.DEFINE_boolean("traceback", False, "Show tracebacks.", flag_values=values)
+    return values, values(arguments, known_only=True)
+
+
+def _parse_config(arguments: list[str]) -> dict[str, Any]:
+    """Load the config file and override its fields."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=arguments)
     rest = values(arguments)[1:]
     if rest:
         raise ValueError(f"not understood: {' '.join(rest)}; options are written --name=value")
-    missing = [f"--{name}" for name in ("config", "workdir") if values[name].value is None]
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} missing: tljax {arguments[0]} --config=FILE --workdir=DIR")
-    return values.config.to_dict(), values.workdir, values.traceback
+    if not values["config"].present:
+        raise ValueError(f"--config is missing: tljax {arguments[0]} --config=FILE --workdir=DIR")
+    to_dict = getattr(values.config, "to_dict", None)
+    if to_dict is None:
+        raise ValueError(f"get_config() returns a {type(values.config).__name__}, wanted an ml_collections.ConfigDict")
+    return to_dict()
 
 
 def _log_to_stderr() -> None:
@@ -89,20 +102,24 @@ def _log_to_stderr() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def _config_message(error: Exception, arguments: Sequence[str]) -> str | None:
-    """Say what is wrong with a call or with its config file; None for an error that is ours."""
-    named = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+def _explain(error: BaseException, arguments: Sequence[str]) -> str:
+    """Say what is wrong with a call, or where in its config file."""
+    values = [following if flag.strip("-") == "config" else flag for flag, following in pairwise([*arguments, ""])]
+    named = [value.partition("config=")[2] or value for value in values]
     # A file may be followed by an argument.
     files = {os.path.abspath(name) for given in named for name in (given, given.rsplit(":", 1)[0])}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if os.path.abspath(frame.filename) in files:
-            return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {error}"
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if os.path.abspath(frame.filename) in files:
+                return f"{frame.filename}, line {frame.lineno}: {type(cause).__name__}: {cause}"
+        cause = cause.__cause__ or cause.__context__
     # What ml_collections says of a name that the config lacks: a KeyError, inside an AttributeError or not.
     inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
     if isinstance(inner, KeyError):
         return f"the config has no {inner.args[0]}"
     known = (flags.Error, AttributeError, ImportError, OSError, SyntaxError, ValueError)
-    return str(error) if isinstance(error, known) else None
+    return str(error) if isinstance(error, known) else f"{type(error).__name__}: {error}"
 
 
 def _fail(message: str) -> int:

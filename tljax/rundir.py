@@ -163,7 +163,7 @@ def environment() -> dict[str, Any]:
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "cpu_count": os.cpu_count(),
         "git": _git_state(),
-        "argv": sys.argv[1:],
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -194,6 +194,7 @@ def only_process(workdir: str | os.PathLike) -> Iterator[None]:
 
     Raises:
         ValueError: another process works in it.
+        OSError: the folder cannot be written, or its file system has no locks.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -202,78 +203,81 @@ def only_process(workdir: str | os.PathLike) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"another process works in {workdir}; wait for it, or use another --workdir") from error
+        except OSError as error:
+            raise OSError(error.errno, f"cannot lock {workdir}: {error.strerror}; use a --workdir elsewhere") from error
         yield
 
 
-def begin(
+def find(
     workdir: str | os.PathLike, task: str, config: Mapping[str, Any], *, has_parts: bool = False
 ) -> dict[str, float] | None:
-    """Open a run directory: new, half-finished or finished.
+    """Return the results of a run if it is finished; changes nothing.
 
     Args:
-        workdir: made if it is not there.
-        task: name of the task that runs in it.
+        workdir: there or not.
+        task: name of the task that is to run in it.
         config: plain values that determine the run.
-        has_parts: all work is in run directories inside of this one, each of which checks its own config; here
-            another config only makes a finished run unfinished.
-
-    Returns:
-        The results if the run is finished, else None. The directory then holds config.json, and env.json with an
-        `environment` for each start. Where another config came no further, such as one with a mistake that its
-        inputs showed, this one takes its place.
+        has_parts: all work is in run directories inside of this one, each of which checks its own config, so that
+            another config of the same task may go on here.
 
     Raises:
         ValueError: the directory has work of another task or config; the differences are listed.
     """
     workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    current = _as_read({"task": task, "config": config})
-    path = workdir / CONFIG
-    is_old = path.exists()
-    problems = differences(read_json(path), current) if is_old else []
-    if problems and has_work(workdir) and not has_parts:
+    if not (workdir / CONFIG).exists():
+        return None
+    problems = differences(read_json(workdir / CONFIG), _as_read({"task": task, "config": config}))
+    is_refused = any(not has_parts or problem.startswith("task:") for problem in problems)
+    if is_refused and has_work(workdir):
         raise ValueError(
             f"{workdir} holds a run of another config; use another --workdir, or remove this one:\n  "
             + "\n  ".join(problems)
         )
-    if problems or not is_old:
-        # Starts that left work keep their record.
-        for name in (DONE,) if has_work(workdir) else (DONE, ENV):
-            (workdir / name).unlink(missing_ok=True)
-        write_json(path, current)
-    if (workdir / DONE).exists():
-        return read_json(workdir / DONE)
-    write_json(workdir / ENV, [*starts(workdir), environment()])
-    return None
+    return read_json(workdir / DONE) if (workdir / DONE).exists() and not problems else None
+
+
+def start(workdir: str | os.PathLike, task: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Note what runs, on what and where, in a directory that `find` let pass and that is not finished.
+
+    Args:
+        workdir: an existing folder.
+        task: as for `find`.
+        config: as for `find`.
+        inputs: what the names in the config stand for, such as hashes of weights and images.
+
+    Raises:
+        ValueError: the directory has work on other inputs; the differences are listed, and nothing has changed.
+    """
+    workdir = Path(workdir)
+    for name, value in ((INPUTS, _as_read(inputs)), (CONFIG, _as_read({"task": task, "config": config}))):
+        path = workdir / name
+        is_there = path.exists()
+        problems = differences(read_json(path), value) if is_there else []
+        if problems and name == INPUTS and has_work(workdir):
+            raise ValueError(
+                f"the inputs of the run in {workdir} have changed since it began; bring them back, or use another "
+                "--workdir:\n  " + "\n  ".join(problems)
+            )
+        if problems or not is_there:
+            (workdir / DONE).unlink(missing_ok=True)
+            write_json(path, value)
+    # Only starts that left something have a part in the results.
+    earlier = starts(workdir) if has_work(workdir) else []
+    write_json(workdir / ENV, [*earlier, environment()])
 
 
 def starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Return the `environment` of each start of a run."""
+    """Return the `environment` of each start of a run, but for those that left no work."""
     path = Path(workdir) / ENV
     return read_json(path) if path.exists() else []
 
 
-def record_inputs(workdir: str | os.PathLike, identity: Mapping[str, Any]) -> None:
-    """Note what the names in the config stood for when the run began, such as hashes of weights and images.
-
-    Raises:
-        ValueError: the directory has work on other inputs; the differences are listed.
-    """
-    path, identity = Path(workdir) / INPUTS, _as_read(identity)
-    problems = differences(read_json(path), identity) if path.exists() else []
-    if problems and has_work(workdir):
-        raise ValueError(
-            f"the inputs of the run in {workdir} have changed since it began; bring them back, or use another "
-            "--workdir:\n  " + "\n  ".join(problems)
-        )
-    if problems or not path.exists():
-        write_json(path, identity)
-
-
 def has_work(workdir: str | os.PathLike) -> bool:
-    """Tell whether a run directory holds more than what a start writes."""
+    """Tell whether a run directory, or one inside of it, holds more than what a start writes."""
     return any(
-        entry.name not in (CONFIG, ENV, INPUTS) and not entry.name.startswith(".") for entry in Path(workdir).iterdir()
+        has_work(entry) if entry.is_dir() else entry.name not in (CONFIG, ENV, INPUTS)
+        for entry in Path(workdir).iterdir()
+        if not entry.name.startswith(".")
     )
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
-from tljax.data.sources import open_source
-from tljax.data.splits import load_fixed_splits, save_split
+from tljax.data.sources import Source, open_source
+from tljax.data.splits import Split, load_fixed_splits, load_split, save_split
 from tljax.metrics import mean_interval
 from tljax.tasks import finetune
 
@@ -63,8 +64,7 @@ def main() -> None:
     for repeat, split in list(enumerate(load_fixed_splits(SPLITS, len(source))))[: arguments.repeats]:
         config.seed = config.split.repeat = repeat
         workdir = arguments.workdir / f"epochs_{arguments.epochs}_views_{arguments.views}" / f"split_{repeat}"
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_split(workdir / "split.npz", split, source)
+        keep_split(workdir / "split.npz", split, source)
         result = finetune.run(config.to_dict(), workdir)
         settings = {"split": repeat, "epochs": arguments.epochs, "views": arguments.views}
         rows.append({**settings, **{name: result[name] for name in COLUMNS}})
@@ -73,6 +73,15 @@ def main() -> None:
         mean, deviation, low, high = mean_interval([row[metric] for row in rows])
         print(f"{metric} {mean:.4f} sd {deviation:.4f} interval {low:.4f} to {high:.4f} n {len(rows)}")
     print(f"independent accuracy {REFERENCE_ACCURACY}")
+
+
+def keep_split(path: Path, split: Split, source: Source) -> None:
+    """Put a published split where the run looks for its own; one that is there must be the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        save_split(path, split, source)
+    elif not np.array_equal(load_split(path, source).test, split.test):
+        raise SystemExit(f"{path} is another split than that of {SPLITS}; use another --workdir")
 
 
 def parse() -> argparse.Namespace:

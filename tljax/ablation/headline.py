@@ -66,8 +66,7 @@ class Spotlight:
 
 def choose_spotlight(rows: Sequence[Row], overlaps: Mapping[str, float]) -> Spotlight:
     """Choose by mean accuracy on the grouped split, or on the first where none is grouped."""
-    splits = list(overlaps)
-    split = GROUPED if GROUPED in splits else splits[0]
+    split = GROUPED if GROUPED in overlaps else next(iter(overlaps))
     probes = [row for row in rows if row.method != FINETUNE]
     tuned = [row for row in rows if row.method == FINETUNE]
     return Spotlight(
@@ -79,7 +78,7 @@ def choose_spotlight(rows: Sequence[Row], overlaps: Mapping[str, float]) -> Spot
     )
 
 
-def margins(spotlight: Spotlight, splits: Sequence[str], metric: str) -> dict[str, Estimate | None]:
+def margins(spotlight: Spotlight, metric: str) -> dict[str, Estimate | None]:
     """Return fine-tuning minus probe on each split, paired by repeat: both saw the same training images.
 
     The intervals allow for repeats that share images, since the verdict hangs on them.
@@ -89,13 +88,13 @@ def margins(spotlight: Spotlight, splits: Sequence[str], metric: str) -> dict[st
         return {}
     return {
         split: paired_difference(tuned.repeats(split, metric), probe.repeats(split, metric), spotlight.overlaps[split])
-        for split in splits
+        for split in spotlight.overlaps
     }
 
 
-def optimism(spotlight: Spotlight, splits: Sequence[str], metric: str) -> dict[str, Estimate | None]:
+def optimism(spotlight: Spotlight, metric: str) -> dict[str, Estimate | None]:
     """Return random minus grouped split for each of the two rows; not paired, as the repeats differ in test images."""
-    if not {RANDOM, GROUPED} <= set(splits):
+    if not {RANDOM, GROUPED} <= set(spotlight.overlaps):
         return {}
     rows = {"the best probe": spotlight.probe, "fine-tuning": spotlight.finetune}
     return {
@@ -105,19 +104,19 @@ def optimism(spotlight: Spotlight, splits: Sequence[str], metric: str) -> dict[s
     }
 
 
-def differences(spotlight: Spotlight, splits: Sequence[str], metric: str) -> dict[str, Estimate | None]:
+def differences(spotlight: Spotlight, metric: str) -> dict[str, Estimate | None]:
     """Return all differences that the job is about, named for a table."""
-    gains = {f"fine-tuning minus probe, {name}": one for name, one in margins(spotlight, splits, metric).items()}
-    gaps = {f"{RANDOM} minus {GROUPED}, {name}": one for name, one in optimism(spotlight, splits, metric).items()}
+    gains = {f"fine-tuning minus probe, {name}": one for name, one in margins(spotlight, metric).items()}
+    gaps = {f"{RANDOM} minus {GROUPED}, {name}": one for name, one in optimism(spotlight, metric).items()}
     return gains | gaps
 
 
-def verdict(spotlight: Spotlight, splits: Sequence[str]) -> str:
+def verdict(spotlight: Spotlight) -> str:
     """Answer in one sentence whether fine-tuning beats the best probe."""
     if spotlight.probe is None or spotlight.finetune is None:
         return _without_comparison(spotlight)
     answers: dict[str, list[str]] = {}
-    for split, found in margins(spotlight, splits, "accuracy").items():
+    for split, found in margins(spotlight, "accuracy").items():
         answers.setdefault(_answer(found), []).append(split)
     clauses = [f"{answer} on the {' and the '.join(where)} splits" for answer, where in answers.items()]
     sentence = "; ".join(clauses) + "."
@@ -155,11 +154,11 @@ def _count(n: int, one: str, many: str) -> str:
     return f"{n} {one if n == 1 else many}"
 
 
-def evidence(spotlight: Spotlight, splits: Sequence[str]) -> list[str]:
+def evidence(spotlight: Spotlight) -> list[str]:
     """Give the numbers behind the verdict, and how much the random split flatters."""
     sentences = []
     probe, tuned = spotlight.probe, spotlight.finetune
-    for split, margin in margins(spotlight, splits, "accuracy").items():
+    for split, margin in margins(spotlight, "accuracy").items():
         if probe and tuned and margin:
             # Of the repeats that both have, so that the difference is that of the two means.
             ours, theirs = tuned.repeats(split, "accuracy"), probe.repeats(split, "accuracy")
@@ -173,9 +172,9 @@ def evidence(spotlight: Spotlight, splits: Sequence[str]) -> list[str]:
     sentences += [
         f"On the {split} splits {row_name(row)} reaches a mean accuracy of {_mean(row, split)}."
         for row in lone
-        for split in splits
+        for split in spotlight.overlaps
     ]
-    gaps = optimism(spotlight, splits, "accuracy")
+    gaps = optimism(spotlight, "accuracy")
     sentences += [_optimism(name, gap) for name, gap in gaps.items() if gap]
     if spotlight.num_probes > 1 and probe:
         sentences.append(

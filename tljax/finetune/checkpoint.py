@@ -46,9 +46,15 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with self._explained():
-            self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            with self._explained():
+                self._checkpointer.close()
+        except OSError as problem:
+            # What went wrong first goes on its way.
+            if kind is None:
+                raise
+            log.error("%s", problem)
 
     @property
     def latest_step(self) -> int | None:
@@ -93,7 +99,7 @@ class Checkpoints:
             yield
         except FileExistsError:
             raise
-        except Exception as error:
+        except (OSError, ValueError) as error:
             whole = [int(folder.name) for folder in self.directory.glob("*") if _is_whole(folder)]
             left = f"the checkpoint of step {max(whole)} is whole" if whole else "no checkpoint is whole yet"
             reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -86,8 +86,8 @@ def train_body(
     x, labels = _inputs(batch, net, preprocess, start), batch["label"]
     weights = batch["weight"] if "weight" in batch else jnp.ones(labels.shape, jnp.float32)
     shares = example_shares(weights, axis_name)
-    # A rule can train a stage in front of one that is frozen: its statistics stay too.
-    frozen_stages = set(net.stages) - {paths.stage_of(path) for path in state.trained}
+    # A rule can train a stage in front of one that is frozen, whose statistics stay all the same.
+    frozen_stages = set(map(paths.stage_of, frozen)) - set(map(paths.stage_of, state.trained))
 
     def batch_loss(trained: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays]]:
         params = paths.merge(trained, frozen)

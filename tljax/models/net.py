@@ -144,6 +144,8 @@ class Net:
         if first >= last:
             raise ValueError(f"nothing to run: start {start!r} is not before stop {stop!r}")
         training = len(self.stages) if train_from is None else self.depth(train_from)
+        for stage in frozen:
+            self.depth(stage)
         running = self.stages[first:last]
         self._check(running, params, stats)
         stats = dict(stats)

@@ -93,6 +93,12 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
             f"config.finetune: {recipe.epochs} epochs of {len(split.train)} training images do not fill one batch of "
             f"{recipe.batch_size}; lower batch_size"
         )
+    num_devices = len(jax.devices())
+    if recipe.batch_size % num_devices:
+        raise ValueError(
+            f"config.finetune.batch_size is {recipe.batch_size}, which {num_devices} devices cannot share evenly; "
+            f"wanted a multiple of {num_devices}"
+        )
     schedule = warmup_cosine(
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup_fraction * num_steps),

@@ -57,7 +57,6 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     if not len(split.val):
         raise ValueError("probes choose on validation images and the split has none; raise config.split.val_fraction")
     store = open_features(config, inputs)
-    save_split(workdir / SPLIT, split, source)
     records = []
     for method, names in probes.by_method().items():
         for name in names:
@@ -75,6 +74,8 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
             label, depth = describe_features(inputs.pretrained.net, name)
             records.append({"method": method, "features": label, "depth": depth, "chosen": chosen, **scores})
             log.info("%-8s on %-16s accuracy %.3f", method, label, scores["metrics"]["accuracy"])
+    # Nothing before this: a mistake in the config leaves the directory free for the mended one.
+    save_split(workdir / SPLIT, split, source)
     rundir.write_json(workdir / "evaluations.json", records)
     return {
         f"{record['method']}/{record['features']}/{metric}": value

@@ -29,21 +29,25 @@ def run_task(
         config: may hold sections of other tasks.
         workdir: of the run.
         inputs: of the config, where they are open.
-        has_parts: see `rundir.begin`.
+        has_parts: see `rundir.find`.
 
     Returns:
-        The results, with the "seconds" of the start that finished them.
+        The results; "seconds" are those since the last start, unless `work` knows better.
 
     Raises:
         ValueError: the config does not fit, the directory is in use, or it holds a run of another config or inputs.
     """
     chosen = select(name, config)
+    # First without the lock: results can be read where nothing can be written.
+    found = rundir.find(workdir, name, chosen, has_parts=has_parts)
+    if found is not None:
+        return found
     with rundir.only_process(workdir):
-        found = rundir.begin(workdir, name, chosen, has_parts=has_parts)
+        found = rundir.find(workdir, name, chosen, has_parts=has_parts)
         if found is not None:
             return found
         inputs = inputs or open_inputs(chosen)
-        rundir.record_inputs(workdir, inputs.identity)
+        rundir.start(workdir, name, chosen, inputs.identity)
         started = time.monotonic()
         result = work(chosen, Path(workdir), inputs)
         result = {"seconds": time.monotonic() - started, **result}

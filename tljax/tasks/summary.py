@@ -38,7 +38,7 @@ def summarise(
         references: independent results; those on other data are left out.
         workdir: of the comparison, with the run directory of the extraction in it.
         inputs: data and pretrained net.
-        runs: run directories of the probes and of the fine-tuning, by task.
+        runs: run directories of each task.
     """
     evaluations = [record for task in (probe.NAME, finetune.NAME) for path in runs[task] for record in _records(path)]
     tuned = runs[finetune.NAME]
@@ -46,7 +46,7 @@ def summarise(
         "title": title,
         "subtitle": f"{inputs.pretrained.description}, at {inputs.pretrained.preprocess.size} px",
         "starts": rundir.starts(workdir),
-        "model": _model(inputs, rundir.read_json(workdir / "extract" / "extract.json")),
+        "model": _model(inputs, rundir.read_json(runs[extract.NAME][0] / "extract.json")),
         "data": _data(config, inputs, runs[probe.NAME]),
         "evaluations": evaluations,
         "references": [reference for reference in references if reference["data"] == inputs.source.name],
@@ -180,7 +180,7 @@ def _detail(paths: Sequence[Path], results: Sequence[Mapping[str, float]]) -> st
 
 def _timing(workdir: Path, runs: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:
     parts = {
-        "features of all images, one pass": [workdir / extract.NAME],
+        "features of all images, one pass": runs[extract.NAME],
         "probes on stored features": runs[probe.NAME],
         "fine-tuning, frozen prefix included": runs[finetune.NAME],
     }

@@ -1,16 +1,17 @@
 """Transfer: both roads on the same splits, compared in one report."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tljax import rundir
 from tljax.ablation.report import write_report
 from tljax.tasks import extract, finetune, probe
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.running import run_task
-from tljax.tasks.sections import call, check_keys
+from tljax.tasks.sections import call, check_keys, select
 from tljax.tasks.summary import summarise
 
 NAME = "transfer"
@@ -49,31 +50,37 @@ class Comparison:
             check_keys("config.compare.references", reference, needed, needed)
 
 
+class Part(NamedTuple):
+    """A run of another task that the comparison needs, in a directory of its own."""
+
+    task: str
+    config: dict[str, Any]
+    folder: Path
+
+
+_WORK = {extract.NAME: extract.work, probe.NAME: probe.work, finetune.NAME: finetune.work}
+
+
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     """Extract, probe, fine-tune and report; idempotent and resumable.
 
-    Each part has a run directory of its own, so another `config.compare` reuses those it shares with the last.
+    Each part has a run directory of its own, so a comparison with another `config.compare` reuses those that it
+    shares with the last one.
     """
+    # Before a finished comparison gives way to one that a part would refuse.
+    for part in _parts(config, Path(workdir)):
+        rundir.find(part.folder, part.task, select(part.task, part.config))
     return run_task(NAME, work, config, workdir, has_parts=True)
 
 
 def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
     """Run the parts that are not finished, and write the report."""
     comparison = call("compare", config, Comparison)
-    run_task(extract.NAME, extract.work, config, workdir / extract.NAME, inputs=inputs)
-    tasks = {probe.NAME: (probe.work, comparison.probe_repeats)}
-    if comparison.finetune_repeats:
-        tasks[finetune.NAME] = (finetune.work, comparison.finetune_repeats)
-    runs: dict[str, list[Path]] = {probe.NAME: [], finetune.NAME: []}
-    for kind in comparison.kinds:
-        for repeat in range(comparison.probe_repeats):
-            chosen = {**config, "split": {**config["split"], "kind": kind, "repeat": repeat}}
-            for task, (work_of_task, repeats) in tasks.items():
-                if repeat < repeats:
-                    folder = workdir / task / f"{kind}_{repeat}"
-                    log.info("%s", folder)
-                    run_task(task, work_of_task, chosen, folder, inputs=inputs)
-                    runs[task].append(folder)
+    runs: dict[str, list[Path]] = {task: [] for task in _WORK}
+    for part in _parts(config, workdir):
+        log.info("%s", part.folder)
+        run_task(part.task, _WORK[part.task], part.config, part.folder, inputs=inputs)
+        runs[part.task].append(part.folder)
     data = summarise(config, comparison.title, comparison.references, workdir, inputs, runs)
     write_report(data, workdir)
     result: dict[str, float] = {"seconds": sum(row["seconds"] for row in data["timing"])}
@@ -81,3 +88,17 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
         name = f"{record['method']}/{record['features']}/{record['split']}_{record['repeat']}/accuracy"
         result[name] = record["metrics"]["accuracy"]
     return result
+
+
+def _parts(config: Mapping[str, Any], workdir: Path) -> Iterator[Part]:
+    """List the runs of a comparison in their order."""
+    select(NAME, config)
+    comparison = call("compare", config, Comparison)
+    repeats = {probe.NAME: comparison.probe_repeats, finetune.NAME: comparison.finetune_repeats}
+    yield Part(extract.NAME, dict(config), workdir / extract.NAME)
+    for kind in comparison.kinds:
+        for repeat in range(comparison.probe_repeats):
+            chosen = {**config, "split": {**config["split"], "kind": kind, "repeat": repeat}}
+            for task in repeats:
+                if repeat < repeats[task]:
+                    yield Part(task, chosen, workdir / task / f"{kind}_{repeat}")

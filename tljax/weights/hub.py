@@ -27,7 +27,7 @@ def hub_folder(repository: str, revision: str | None) -> Path:
         ConnectionError: the weights are not in the cache and the hub cannot be reached, within 10 s; or the download
             broke off, and the next call goes on with it.
         OSError: the cache cannot be written.
-        ValueError: the hub has no such repository or revision, or no access to it, or no safetensors in it.
+        ValueError: the hub has no such repository or revision, or no access to it, or it lacks a file.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -48,8 +48,12 @@ def hub_folder(repository: str, revision: str | None) -> Path:
     except Exception as problem:
         # The transport has errors of its own, which are no OSError.
         raise _explained(problem, repository, revision) from problem
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"hf:{repository} at {commit} holds no safetensors; choose another revision or repository")
+    missing = missing_files(folder)
+    if missing:
+        raise ValueError(
+            f"hf:{repository} at {commit} came without {', '.join(missing)}. If the hub has them, load again; if not, "
+            "choose another revision or repository"
+        )
     return folder
 
 
@@ -82,7 +86,8 @@ def _commit(repository: str, revision: str | None) -> str:
 def _explained(problem: BaseException, repository: str, revision: str | None) -> OSError | ValueError:
     """Say what an error of the hub's library or of its transport means, and what helps."""
     status = getattr(getattr(problem, "response", None), "status_code", None)
-    if status is not None and status < 500:
+    # The others pass: too slow, too many requests, or trouble at the hub.
+    if status is not None and status < 500 and status not in (408, 429):
         return ValueError(f"the hub refuses hf:{repository} at revision {revision or 'main'}: {problem}")
     if isinstance(problem, OSError) and problem.errno in _STORAGE_ERRORS:
         reason = f"{problem.strerror}; make room, or set HF_HOME to another folder, and load again"

@@ -111,14 +111,17 @@ def _preprocess(folder: Path) -> Preprocess:
         size=target,
         resize=resize,
         interpolation=_INTERPOLATIONS[int(processor.resample)],
-        mean=_per_channel(processor.image_mean),
-        std=_per_channel(processor.image_std),
+        mean=_per_channel(path, processor.image_mean),
+        std=_per_channel(path, processor.image_std),
     )
 
 
-def _per_channel(value: float | Sequence[float]) -> tuple[float, float, float]:
+def _per_channel(path: Path, value: float | Sequence[float]) -> tuple[float, float, float]:
     """Return a number for each channel; transformers takes one for all of them too."""
-    red, green, blue = np.broadcast_to(np.asarray(value, np.float64), (3,)).tolist()
+    numbers = np.atleast_1d(np.asarray(value, np.float64))
+    if numbers.shape not in ((1,), (3,)):
+        raise ValueError(f"{path}: image_mean and image_std want one number or three, got {value}")
+    red, green, blue = np.broadcast_to(numbers, (3,)).tolist()
     return red, green, blue
 
 

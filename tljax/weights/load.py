@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ class Pretrained:
         """Hash every param and statistic of the pretrained stages, all but the head, as the device holds them now."""
         kept = {path: array for path, array in {**self.params, **self.stats}.items() if stage_of(path) != HEAD}
         # Of copies: an array keeps what it once gave to the host, and would give that again.
-        return fingerprint({path: jnp.array(array, copy=True) for path, array in kept.items()})
+        return fingerprint({path: fingerprint(jnp.array(array, copy=True)) for path, array in kept.items()})
 
 
 def load(
@@ -75,9 +76,9 @@ def load(
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r} is not supported; choose 'float32' or 'bfloat16'")
-    if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
+    if image_size is not None and not (isinstance(image_size, Integral) and image_size > 0):
         raise ValueError(f"image_size is {image_size!r}, wanted a number of pixels above 0, or None for the source's")
-    if num_classes is not None and not (isinstance(num_classes, int) and num_classes >= 0):
+    if num_classes is not None and not (isinstance(num_classes, Integral) and num_classes >= 0):
         raise ValueError(f"num_classes is {num_classes!r}, wanted a number of classes, or None for the source's head")
     if revision is not None and not name.startswith("hf:"):
         raise ValueError(f"revision {revision!r} is for 'hf:' names, got {name!r}")
