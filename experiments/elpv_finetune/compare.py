@@ -3,7 +3,8 @@
     .venv/bin/python experiments/elpv_finetune/compare.py --repeats=5
 
 About an hour a split with 2 views on two CPU cores; killed, it goes on where it was. Needs what `make demo` installs.
-Writes results.csv and prints the mean beside that of the independent run.
+Writes results.csv and prints the mean beside that of the independent run, and the differences to the probes that
+experiments/elpv_reference/compare.py has fitted on the same splits.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from tljax.ablation.stats import paired_difference
 from tljax.data.sources import Source, open_source
 from tljax.data.splits import Split, load_fixed_splits, load_split, save_split
 from tljax.metrics import mean_interval
@@ -24,6 +26,7 @@ HERE = Path(__file__).parent
 SPLITS = HERE.parent / "elpv_reference" / "splits.npz"
 # PyTorch, other random splits of the same proportions, random crops besides flips and quarter turns.
 REFERENCE_ACCURACY = 0.890
+METRICS = ("accuracy", "weighted_accuracy", "roc_auc")
 COLUMNS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "seconds", "num_trained")
 
 
@@ -61,7 +64,8 @@ def main() -> None:
     config.finetune.update(epochs=arguments.epochs, views=arguments.views)
     source = open_source(**config.data)
     rows: list[dict[str, Any]] = []
-    for repeat, split in list(enumerate(load_fixed_splits(SPLITS, len(source))))[: arguments.repeats]:
+    splits = load_fixed_splits(SPLITS, len(source))
+    for repeat, split in enumerate(splits[: arguments.repeats]):
         config.seed = config.split.repeat = repeat
         workdir = arguments.workdir / f"epochs_{arguments.epochs}_views_{arguments.views}" / f"split_{repeat}"
         keep_split(workdir / "split.npz", split, source)
@@ -69,10 +73,27 @@ def main() -> None:
         settings = {"split": repeat, "epochs": arguments.epochs, "views": arguments.views}
         rows.append({**settings, **{name: result[name] for name in COLUMNS}})
         write_rows(rows, HERE / "results.csv")
-    for metric in ("accuracy", "weighted_accuracy", "roc_auc"):
+    for metric in METRICS:
         mean, deviation, low, high = mean_interval([row[metric] for row in rows])
         print(f"{metric} {mean:.4f} sd {deviation:.4f} interval {low:.4f} to {high:.4f} n {len(rows)}")
     print(f"independent accuracy {REFERENCE_ACCURACY}")
+    overlap = len(splits[0].test) / len(splits[0].train)
+    for features, probe in probes().items():
+        for metric in METRICS:
+            ours = {row["split"]: row[metric] for row in rows}
+            theirs = {row["repeat"]: row[metric] for row in probe}
+            print(f"{metric}, minus logistic regression on {features}: {paired_difference(ours, theirs, overlap)}")
+
+
+def probes() -> dict[str, list[dict[str, Any]]]:
+    """Read what logistic regression reached on each of the splits, by its features."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    with (SPLITS.parent / "scores.csv").open() as file:
+        for row in csv.DictReader(file):
+            if (row["task"], row["split"]) == ("binary", "stratified"):
+                metrics = {metric: float(row[metric]) for metric in METRICS}
+                found.setdefault(row["features"], []).append({"repeat": int(row["repeat"]), **metrics})
+    return found
 
 
 def keep_split(path: Path, split: Split, source: Source) -> None:
