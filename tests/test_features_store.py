@@ -151,10 +151,10 @@ def test_a_store_of_something_else_is_refused_with_the_differences(tmp_path):
     with pytest.raises(ValueError, match="made from something else") as caught:
         open_store(tmp_path, other)
     assert str(caught.value).splitlines()[1:] == [
-        "  data: it has 'nothing', wanted 1",
-        "  params: it has 'abc', wanted 'abd'",
-        "  preprocess.size: it has 224, wanted 112",
-        "  taps: it has ['a', 'b'], wanted 'nothing'",
+        "  data: 'absent' there, 1 now",
+        "  params: 'abc' there, 'abd' now",
+        "  preprocess.size: 224 there, 112 now",
+        "  taps: ['a', 'b'] there, 'absent' now",
     ]
     with pytest.raises(ValueError, match="made from something else"), opened(tmp_path, other):
         pass

@@ -15,7 +15,7 @@ LAYERS = (
     ("features",),
     ("weights", "data", "metrics"),
     ("models", "preprocess"),
-    ("paths", "rundir"),
+    ("paths", "plain", "rundir"),
 )
 HEIGHT = {name: -position for position, layer in enumerate(LAYERS) for name in layer}
 FORBIDDEN = {"tensorflow", "torch", "torchvision", "configs", "experiments", "tests"}

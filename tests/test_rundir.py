@@ -33,23 +33,6 @@ def test_damaged_json_is_named(tmp_path):
         rundir.read_json(tmp_path / "done.json")
 
 
-def test_fingerprint_depends_on_content_and_nothing_else():
-    array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    base = rundir.fingerprint({"a": array, "b": [1, "x", None, 0.5]})
-    assert rundir.fingerprint({"b": [1, "x", None, 0.5], "a": np.asfortranarray(array)}) == base
-    changed = [
-        {"a": array.reshape(3, 2), "b": [1, "x", None, 0.5]},
-        {"a": array.astype(np.float64), "b": [1, "x", None, 0.5]},
-        {"a": array, "b": [1, "x", None, "0.5"]},
-        {"a": array, "b": [1, ["x"], None, 0.5]},
-        {"a": array, "b": [True, "x", None, 0.5]},
-        {"a": -array, "b": [1, "x", None, 0.5]},
-    ]
-    assert len({base, *map(rundir.fingerprint, changed)}) == 1 + len(changed)
-    with pytest.raises(TypeError, match="cannot fingerprint a set"):
-        rundir.fingerprint({1, 2})
-
-
 def test_metrics_survive_a_line_cut_short_and_a_resume_drops_what_it_repeats(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in range(4):

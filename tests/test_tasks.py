@@ -335,7 +335,7 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, capsys, pictures):
             [
                 "config.data.root=",
                 "config.split.test_fraction=0.0",
-                "config.finetune.batch_size=100",
+                "config.finetune.batch_size=104",
                 "config.finetune.batch_size=12",
                 "config.groups.freeze=block_12",
                 "config.prefix.dtype=float64",
@@ -364,7 +364,13 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pictures, monke
     cases = [
         ("finetune", elpv, "--config.evaluate.group_by=cell", "has no column 'cell' (did you mean 'cell_type'?)"),
         ("finetune", folder, "--config.split.test_fraction=0.0", "no test images of 32; change config.split"),
-        ("finetune", folder, "--config.finetune.batch_size=100", "20 training images do not fill one batch of 100"),
+        ("finetune", folder, "--config.finetune.batch_size=104", "20 training images do not fill one batch of 104"),
+        (
+            "finetune",
+            folder,
+            "--config.finetune.batch_size=12",
+            "8 devices cannot share evenly; wanted a multiple of 8",
+        ),
         ("finetune", folder, "--config.finetune.checkpoint_every=0", "checkpoint_every is 0; wanted at least 1"),
         ("transfer", folder, "--config.compare.finetune_repeats=9", "fine-tuning on no more of them"),
         ("transfer", folder, "--config.compare.references=({'data': 'x'},)", "key 'value' is missing"),

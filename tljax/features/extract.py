@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from tljax import rundir
+from tljax import plain, rundir
 from tljax.data.augment import VIEWS, dihedral
 from tljax.data.pipeline import ordered_batches
 from tljax.data.sources import Source
@@ -49,9 +49,8 @@ def feature_spec(
 ) -> dict[str, Any]:
     """Return all that determines the features, as plain values; computes none.
 
-    `rundir.fingerprint` of it names a folder that only these features can be in, up to what another release of
-    JAX rounds in another way. The class count and the params of stages that do not run are not in it. Takes
-    what `extract` takes.
+    `plain.fingerprint` of it names a folder that only these features can be in, up to the rounding of another release
+    of JAX. Class count and params of stages that do not run are not in it. Takes what `extract` takes.
 
     Raises:
         ValueError: unknown stages, stages out of order or behind the last features, an unknown dtype, or a
@@ -62,12 +61,11 @@ def feature_spec(
     if not 1 <= views <= VIEWS:
         raise ValueError(f"views is {views}, wanted 1 to {VIEWS}")
     running = _running_stages(net, taps, pooling)
-    architecture: Any = net.architecture
-    settings: Any = jax.config
+    architecture, settings = cast(Any, net.architecture), cast(Any, jax.config)
     return {
         "net": {name: value for name, value in dataclasses.asdict(architecture).items() if name != "num_classes"},
-        "params": rundir.fingerprint(_of_stages(params, running)),
-        "stats": rundir.fingerprint(_of_stages(stats, running)),
+        "params": plain.fingerprint(_of_stages(params, running)),
+        "stats": plain.fingerprint(_of_stages(stats, running)),
         "preprocess": preprocess.describe(),
         "data": source.fingerprint,
         "taps": list(taps),

@@ -6,7 +6,6 @@ checksums. Every file is renamed into place whole, so a killed writer leaves a s
 never one with wrong rows.
 """
 
-import json
 import math
 import os
 import zlib
@@ -20,7 +19,7 @@ import numpy as np
 from jaxtyping import Integer, Num
 from rich.progress import track
 
-from tljax import rundir
+from tljax import plain, rundir
 from tljax.features.shards import MappedRows, encode, row_bytes
 
 META = "meta.json"
@@ -209,27 +208,14 @@ def open_store(directory: str | os.PathLike, ingredients: Mapping[str, Any] | No
     if not (Path(directory) / META).exists():
         raise FileNotFoundError(f"no feature store in {directory}: it has no {META}; extract first")
     store = FeatureStore(directory)
-    # Compared as they were read: JSON makes lists of tuples.
-    wanted = json.loads(json.dumps(dict(store.ingredients if ingredients is None else ingredients)))
-    differences = _differences(store.ingredients, wanted)
-    if differences:
+    wanted = store.ingredients if ingredients is None else plain.as_read(ingredients)
+    problems = plain.differences(store.ingredients, wanted)
+    if problems:
         raise ValueError(
             f"feature store {directory} was made from something else; use another folder, or remove this one:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(problems)
         )
     return store
-
-
-def _differences(got: Any, wanted: Any, path: str = "") -> list[str]:
-    """List where nested plain values differ."""
-    if isinstance(got, dict) and isinstance(wanted, dict):
-        keys = sorted(got.keys() | wanted.keys())
-        return [
-            line
-            for key in keys
-            for line in _differences(got.get(key, "nothing"), wanted.get(key, "nothing"), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if got == wanted else [f"{path}: it has {got!r}, wanted {wanted!r}"]
 
 
 def _memory_bytes() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from tljax import rundir
+from tljax import plain, rundir
 from tljax.features.shards import row_bytes
 from tljax.features.store import META, FeatureStore, open_store
 
@@ -75,7 +75,7 @@ def _write_meta(
     num_batches = min(BATCHES_PER_SHARD, max(1, SHARD_BYTES // (largest * rows_per_batch)))
     meta = {
         "ingredients": dict(ingredients),
-        "fingerprint": rundir.fingerprint(ingredients),
+        "fingerprint": plain.fingerprint(ingredients),
         "num_rows": num_rows,
         "rows_per_batch": rows_per_batch,
         "rows_per_shard": num_batches * rows_per_batch,

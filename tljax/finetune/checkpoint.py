@@ -4,7 +4,6 @@ Source: the v1 interface of orbax-checkpoint 0.12, which still changes between m
 """
 
 import contextlib
-import json
 import logging
 import os
 import time
@@ -16,7 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from tljax import rundir
+from tljax import plain
 
 # Both are written before Orbax renames a step's folder to its final name.
 COMPLETE_FILES = ("_CHECKPOINT_METADATA", "state/_METADATA")
@@ -37,8 +36,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, config: Mapping[str, Any], *, keep_latest: int = 2):
         self.directory = Path(directory).absolute()
-        # As it will be read back: tuples become lists.
-        self.config = json.loads(json.dumps(config))
+        self.config = plain.as_read(config)
         _set_incomplete_aside(self.directory)
         keep: Any = ocp.training.preservation_policies.LatestN(keep_latest)
         self._checkpointer = ocp.training.Checkpointer(str(self.directory), preservation_policy=keep)
@@ -109,7 +107,7 @@ class Checkpoints:
 
     def _check_config(self, step: int) -> None:
         meta = cast(dict[str, Any], self._checkpointer.checkpointables_metadata(step).custom_metadata)
-        problems = rundir.differences(meta["config"], self.config)
+        problems = plain.differences(meta["config"], self.config)
         if problems:
             raise ValueError(
                 f"the checkpoint of step {step} in {self.directory} was made with another config; "

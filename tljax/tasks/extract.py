@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tljax import rundir
+from tljax import plain, rundir
 from tljax.features.extract import extract, feature_spec
 from tljax.features.store import FeatureStore
 from tljax.tasks.inputs import Inputs
@@ -57,5 +57,5 @@ def cached_features(
     pretrained = inputs.pretrained
     what = (pretrained.net, pretrained.params, pretrained.stats, inputs.source, pretrained.preprocess)
     settings = {"taps": taps, "pooling": pooling, "views": views, "dtype": dtype}
-    folder = root / rundir.fingerprint(feature_spec(*what, **settings))[:16]
+    folder = root / plain.fingerprint(feature_spec(*what, **settings))[:16]
     return extract(*what, folder, **settings, batch_size=batch_size)

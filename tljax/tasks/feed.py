@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax import rundir
+from tljax import plain
 from tljax.data.pipeline import ordered_batches, training_batches
 from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
 from tljax.features.store import FeatureStore
@@ -81,5 +81,5 @@ def cached_prefix(
     pretrained = inputs.pretrained
     what = (pretrained.net, pretrained.params, pretrained.stats, inputs.source, pretrained.preprocess)
     spec = prefix_spec(*what, boundary=boundary, views=views, dtype=dtype)
-    folder = root / rundir.fingerprint(spec)[:16]
+    folder = root / plain.fingerprint(spec)[:16]
     return build_prefix(*what, folder, boundary=boundary, views=views, dtype=dtype, batch_size=batch_size)

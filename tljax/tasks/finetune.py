@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from tljax import rundir
+from tljax import plain, rundir
 from tljax.data.splits import Split, save_split
 from tljax.finetune.groups import Groups, format_partition, make_groups, make_optimizer, partition_table
 from tljax.finetune.loop import fit
@@ -69,10 +69,25 @@ class Recipe:
         wrong = [f"{name} is {getattr(self, name)}" for name in counts if getattr(self, name) < 1]
         if wrong:
             raise ValueError(f"config.finetune: {', '.join(wrong)}; wanted at least 1")
+        if self.batch_size % jax.device_count():
+            raise ValueError(
+                f"config.finetune.batch_size is {self.batch_size}, which {jax.device_count()} devices cannot share "
+                f"evenly; wanted a multiple of {jax.device_count()}"
+            )
 
     def num_steps(self, num_images: int) -> int:
-        """Length of the run; images that do not fill a last batch come first in the next epoch."""
-        return self.epochs * num_images // self.batch_size
+        """Length of the run; images that do not fill a last batch come first in the next epoch.
+
+        Raises:
+            ValueError: the images do not fill one batch.
+        """
+        num_steps = self.epochs * num_images // self.batch_size
+        if num_steps < 1:
+            raise ValueError(
+                f"config.finetune: {self.epochs} epochs of {num_images} training images do not fill one batch of "
+                f"{self.batch_size}; lower batch_size"
+            )
+        return num_steps
 
 
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
@@ -88,17 +103,6 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     split = open_split(config, source, workdir)
     groups = call("groups", config, make_groups, pretrained.params, pretrained.net.stages)
     num_steps = recipe.num_steps(len(split.train))
-    if num_steps < 1:
-        raise ValueError(
-            f"config.finetune: {recipe.epochs} epochs of {len(split.train)} training images do not fill one batch of "
-            f"{recipe.batch_size}; lower batch_size"
-        )
-    num_devices = len(jax.devices())
-    if recipe.batch_size % num_devices:
-        raise ValueError(
-            f"config.finetune.batch_size is {recipe.batch_size}, which {num_devices} devices cannot share evenly; "
-            f"wanted a multiple of {num_devices}"
-        )
     schedule = warmup_cosine(
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup_fraction * num_steps),
@@ -204,7 +208,7 @@ def _of_running_stages(net: Net, params: Mapping[str, Any], start: str | int) ->
 
 
 def _frozen_hash(groups: Groups, params: Mapping[str, Any]) -> str:
-    return rundir.fingerprint({path: value for path, value in params.items() if not groups.is_trained(path)})
+    return plain.fingerprint({path: value for path, value in params.items() if not groups.is_trained(path)})
 
 
 def _save_predictions(path: Path, indices: np.ndarray, probabilities: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from tljax.data.splits import (
 )
 from tljax.metrics import classification_metrics, confusion_matrix
 from tljax.paths import did_you_mean
-from tljax.rundir import fingerprint
+from tljax.plain import fingerprint
 from tljax.tasks.sections import call
 from tljax.weights import Pretrained, load
 

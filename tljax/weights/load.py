@@ -12,8 +12,8 @@ from jax import Array
 from tljax.models import Net, architecture
 from tljax.models.net import HEAD
 from tljax.paths import partition, stage_of
+from tljax.plain import fingerprint
 from tljax.preprocess import Preprocess
-from tljax.rundir import fingerprint
 from tljax.weights.adapt import adapt
 from tljax.weights.catalog import entry
 from tljax.weights.hub import hub_folder
