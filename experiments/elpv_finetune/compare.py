@@ -27,7 +27,7 @@ SPLITS = HERE.parent / "elpv_reference" / "splits.npz"
 # PyTorch, other random splits of the same proportions, random crops besides flips and quarter turns.
 REFERENCE_ACCURACY = 0.890
 METRICS = ("accuracy", "weighted_accuracy", "roc_auc")
-COLUMNS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "seconds", "num_trained")
+COLUMNS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "num_trained")
 
 
 def get_config() -> ml_collections.ConfigDict:
