@@ -406,6 +406,14 @@ def test_wrong_calls_are_named(call, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("call", [["help"], ["-h"], ["finetune", "--help"]])
+def test_help_lists_the_tasks_and_the_options(call, capsys):
+    assert main(call) == 0
+    text = capsys.readouterr().out
+    assert "retrain late stages" in text
+    assert "--workdir" in text
+
+
 def load_config(name):
     spec = importlib.util.spec_from_file_location("config_under_test", CONFIGS / name)
     assert spec is not None

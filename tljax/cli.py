@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tljax.tasks import TASKS
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] == "help" or not {"-h", "--help"}.isdisjoint(arguments):
         summaries = "\n".join(f"  {name:<14} {summary}" for name, (_, summary) in TASKS.items())
         print(USAGE.format(tasks=summaries))
         return 0 if arguments else 2
