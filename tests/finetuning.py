@@ -48,7 +48,7 @@ class Job:
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         step = start_step
         while True:
-            yield make_batch(step, self.preprocess.size)
+            yield make_batch(step, self.preprocess.shape[0])
             step += 1
 
 

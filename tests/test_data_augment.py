@@ -50,3 +50,10 @@ def test_first_views_are_a_group(size):
 def test_other_views_are_refused(view):
     with pytest.raises(ValueError, match=f"view is {view}, wanted 0 to 7"):
         dihedral(IMAGE, view)
+
+
+def test_quarter_turns_want_squares():
+    image = np.zeros((3, 4, 3), np.uint8)
+    assert dihedral(image, 3).shape == (3, 4, 3)
+    with pytest.raises(ValueError, match="view 5 swaps rows and columns, which an image of 3 x 4 cannot take"):
+        dihedral(image, 5)

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 import tljax
-from tljax.weights.catalog import packaged_file
-from tljax.weights.hugging_face import write_model_folder
+from tljax.weights.entry import packaged_file
+from tljax.weights.write import write_model_folder
 
 STAGE_OUTPUTS = {
     "embed": "/backbone/embeddings/Add_output_0",

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,11 +18,13 @@ import tljax
 from tests.toy import TINY_VIT
 from tljax import rundir
 from tljax.cli import main
+from tljax.data.decode import decode_image
 from tljax.data.sources import open_source
 from tljax.models import Net
+from tljax.paths import stage_of
 from tljax.preprocess import Preprocess
 from tljax.tasks import inputs, running, summary
-from tljax.weights.hugging_face import write_model_folder
+from tljax.weights.write import write_model_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -421,3 +424,28 @@ def load_config(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config().to_dict()
+
+
+def test_a_run_is_exported_with_what_it_learned(tmp_path, pictures, capsys):
+    """The trained params and the frozen ones, with the names of the folders as classes."""
+    model = small_model(tmp_path / "model", seed=0)
+    flags = (f"--config.data.root={pictures}", f"--config.model.name=file:{model}", "--config.model.image_size=16")
+    run, out = tmp_path / "run", tmp_path / "exported"
+    assert main(["export", str(run), "--format=hf", f"--to={out}"]) == 2
+    capsys.readouterr()
+    assert main(arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=2")) == 0
+    assert main(["export", str(run), "--format=hf", f"--to={out}"]) == 0
+    exported, original = tljax.load(f"file:{out}"), tljax.load(f"file:{model}", num_classes=2)
+    assert exported.class_names == ("dark", "light")
+    moved = {stage_of(path) for path, value in exported.params.items() if np.any(value != original.params[path])}
+    assert moved >= {"block_03", "head"}
+    assert not moved & {"embed", "block_00"}
+    # The scores of the exported net are those that the run tested.
+    with np.load(run / "predictions.npz") as file:
+        index, wanted = file["index"], file["probabilities"]
+    source = open_source("folder", pictures)
+    images = np.stack([exported.preprocess(decode_image(source[row]["image"], "")) for row in index])
+    scores, _ = exported.net.apply(exported.params, exported.stats, exported.preprocess.normalise(jnp.asarray(images)))
+    np.testing.assert_allclose(jax.nn.softmax(scores), wanted, rtol=0, atol=1e-6)
+    assert main(["export", str(run), "--format=hf", f"--to={out}"]) == 2
+    assert "holds config.json, model.safetensors" in capsys.readouterr().err

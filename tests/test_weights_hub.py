@@ -17,7 +17,8 @@ from tests.toy import TINY_VIT
 from tljax.models import Net
 from tljax.preprocess import Preprocess
 from tljax.weights import hub
-from tljax.weights.hugging_face import write_model_folder
+from tljax.weights.folder import PROCESSOR
+from tljax.weights.write import write_model_folder
 
 COMMIT = "c" * 40
 NAME = "hf:owner/tiny"
@@ -73,7 +74,12 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
                 ]
                 self.answer(200, json.dumps(tree).encode())
             elif parts[0] == "api":
-                self.answer(200, json.dumps({"id": "owner/tiny", "sha": COMMIT, "siblings": []}).encode())
+                self.answer(
+                    200,
+                    json.dumps(
+                        {"id": "owner/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files]}
+                    ).encode(),
+                )
             else:
                 self.send_file(parts[-1])
 
@@ -177,7 +183,25 @@ def test_a_repository_that_is_not_there_is_named(server):
         tljax.load("hf:owner/tyni")
 
 
-def test_a_repository_without_safetensors_is_named(server, weights):
+def test_weights_come_in_one_format_of_several(server, weights):
+    weights[1]["pytorch_model.bin"] = weights[1]["flax_model.msgpack"] = b"not asked for"
+    folder = hub.hub_folder("owner/tiny", None)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", PROCESSOR]
+    tljax.load(NAME)
+
+
+def test_a_repository_with_another_format_only(server, weights):
+    """Told by its content: the name promises torch."""
     weights[1]["pytorch_model.bin"] = weights[1].pop("model.safetensors")
+    tljax.load(NAME)
+
+
+def test_a_repository_without_weights_is_named(server, weights):
+    weights[1].pop("model.safetensors")
     with pytest.raises(ValueError, match=f"hf:owner/tiny at {COMMIT} came without model.safetensors"):
         tljax.load(NAME)
+
+
+def test_names_of_timm_are_those_of_its_repositories(server):
+    with pytest.raises(ValueError, match="the hub refuses hf:timm/vit_tiny_patch16_224.augreg_in21k at revision main"):
+        tljax.load("timm:vit_tiny_patch16_224.augreg_in21k")

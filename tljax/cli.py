@@ -1,10 +1,11 @@
-"""Command line: `tljax TASK --config=FILE --workdir=DIR [--config.a.b=value]`."""
+"""Command line: `tljax TASK --config=FILE --workdir=DIR [--config.a.b=value]`, and `tljax COMMAND ...`."""
 
+import inspect
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ USAGE = """tljax: transfer learning for vision
 Tasks:
 {tasks}
 
+Commands, which have arguments of their own (`tljax COMMAND --help`):
+{commands}
+
 Options:
   --config       file with get_config(); its fields are overridden with --config.section.key=value
   --workdir      where the run writes; a finished run returns its result, a half-finished one goes on
@@ -30,17 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one task; return 0, or 2 after an error that the user can mend."""
     # transformers says at import that torch is missing, which here is as it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from tljax.commands import COMMANDS
     from tljax.paths import did_you_mean
     from tljax.tasks import TASKS
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] == "help" or not {"-h", "--help"}.isdisjoint(arguments):
-        summaries = "\n".join(f"  {name:<14} {summary}" for name, (_, summary) in TASKS.items())
-        print(USAGE.format(tasks=summaries))
+    asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
+    if arguments and arguments[0] in COMMANDS:
+        return _run_command(COMMANDS[arguments[0]][0], arguments, asks_for_help=asks_for_help)
+    if not arguments or arguments[0] == "help" or asks_for_help:
+        summaries = [
+            "\n".join(f"  {name:<14} {summary}" for name, (_, summary) in known.items()) for known in (TASKS, COMMANDS)
+        ]
+        print(USAGE.format(tasks=summaries[0], commands=summaries[1]))
         return 0 if arguments else 2
     name = arguments[0]
     if name not in TASKS:
-        return _fail(f"no task {name!r}{did_you_mean(name, TASKS)}; tasks are {', '.join(TASKS)}")
+        known = (*TASKS, *COMMANDS)
+        return _fail(f"no task {name!r}{did_you_mean(name, known)}; tasks and commands are {', '.join(known)}")
     _log_to_stderr()
     show_traceback = False
     try:
@@ -66,6 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report.exists():
         print(f"report: {report}")
     return 0
+
+
+def _run_command(run: Callable[[list[str]], int], arguments: list[str], *, asks_for_help: bool) -> int:
+    if asks_for_help:
+        print(inspect.getdoc(run))
+        return 0
+    _log_to_stderr()
+    try:
+        return run(arguments)
+    except (flags.Error, ValueError, OSError, ImportError) as error:
+        return _fail(str(error))
 
 
 def _parse_options(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:

@@ -4,7 +4,7 @@ import difflib
 import functools
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -96,27 +96,69 @@ def diff(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 def rename(path: str, template: str, new: str) -> str | None:
     """Rename a path by a pair of templates, or return None where `template` does not match the whole path.
 
-    `{layer}` and `{layer:02d}` stand for a number, any other `{name}` for one word of letters, digits and
-    underscores, so that a pair of templates reads, and works, in both directions:
+    A field with a number format in either template, `{layer:02d}`, stands for a number; `{layer+1}` for one that
+    counts from 1 where ours counts from 0. Any other `{name}` stands for one word of letters, digits and
+    underscores. So a pair of templates reads, and works, in both directions:
 
         >>> rename("encoder.layer.3.norm1.bias", "encoder.layer.{layer}.{norm}.bias", "block_{layer:02d}/{norm}/bias")
         'block_03/norm1/bias'
     """
-    found = re.fullmatch(_template_regex(template), path)
+    fields = parse(path, template, numbers(template, new))
+    return None if fields is None else fill(new, fields)
+
+
+def numbers(*templates: str) -> frozenset[str]:
+    """Name the fields that stand for numbers: those with a number format, or a sum, in one of the templates."""
+    fields = (field for template in templates for field in _fields(template))
+    return frozenset(name for _, name, offset, spec in fields if name and (spec or offset))
+
+
+def field_names(template: str) -> frozenset[str]:
+    """Name the fields of a template."""
+    return frozenset(name for _, name, _, _ in _fields(template) if name)
+
+
+def parse(path: str, template: str, number_names: Collection[str]) -> dict[str, str | int] | None:
+    """Read the fields of a template off a path; None where it does not match the whole path."""
+    found = re.fullmatch(_template_regex(template, frozenset(number_names)), path)
     if found is None:
         return None
-    fields = {name: int(text) if name == "layer" else text for name, text in found.groupdict().items()}
-    return new.format(**fields)
+    offsets = {name: offset for _, name, offset, _ in _fields(template)}
+    return {
+        name: int(text) - offsets[name] if name in number_names else text for name, text in found.groupdict().items()
+    }
+
+
+def fill(template: str, fields: Mapping[str, str | int]) -> str:
+    """Write the fields into a template."""
+    text = ""
+    for literal, name, offset, spec in _fields(template):
+        text += literal
+        if name:
+            value = fields[name]
+            text += format(value + offset if isinstance(value, int) else value, spec)
+    return text
 
 
 @functools.cache
-def _template_regex(template: str) -> str:
-    pattern = ""
+def _fields(template: str) -> tuple[tuple[str, str, int, str], ...]:
+    """Split a template into (literal, field name, offset, format)."""
+    fields = []
     for literal, name, spec, _ in string.Formatter().parse(template):
+        name, _, offset = (name or "").partition("+")
+        fields.append((literal, name, int(offset or 0), spec or ""))
+    return tuple(fields)
+
+
+@functools.cache
+def _template_regex(template: str, number_names: frozenset[str]) -> str:
+    pattern = ""
+    for literal, name, offset, spec in _fields(template):
         pattern += re.escape(literal)
-        if name == "layer":
+        if name in number_names:
             # Exactly the digits that formatting would give, so that no two sources share one target.
-            pattern += r"(?P<layer>\d{2}|[1-9]\d{2,})" if spec else r"(?P<layer>0|[1-9]\d*)"
+            digits = r"\d{2}|[1-9]\d{2,}" if spec else r"0|[1-9]\d*"
+            pattern += rf"(?!0+(?!\d))(?P<{name}>{digits})" if offset else rf"(?P<{name}>{digits})"
         elif name:
             pattern += rf"(?P<{name}>\w+)"
     return pattern

@@ -34,25 +34,34 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is untouched.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Give another name beside `path` to write to; the file gets its own name when the context is left.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if error.errno is None:
+            raise  # not of the file system: what was to be written did not come
         raise OSError(
             error.errno, f"cannot write {path}: {error.strerror}; the earlier file, if any, is kept"
         ) from error
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: it lives in the folder, not in the file."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # A rename lives in the folder, not in the file.
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

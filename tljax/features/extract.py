@@ -128,7 +128,7 @@ def extract(
     # To the device once, not with every batch.
     params, stats = jax.device_put((_of_stages(params, running), _of_stages(stats, running)))
     run = functools.partial(_run, net, preprocess, tuple(taps), pooling, params, stats)
-    images = jax.ShapeDtypeStruct((batch_size, preprocess.size, preprocess.size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch_size, *preprocess.shape), jnp.uint8)
     arrays = {
         name: jax.ShapeDtypeStruct(y.shape[1:], jnp.dtype(dtype)) for name, y in jax.eval_shape(run, images).items()
     }
@@ -183,7 +183,8 @@ def _run(
 
 
 def _norm(net: Net, params: Arrays, stats: Arrays, y: jax.Array) -> jax.Array:
-    if NORM not in net.stages:
+    # Blocks of a ViT are all as wide as its norm; of a network of feature maps, the last ones only.
+    if NORM not in net.stages or net.shapes[f"{NORM}/scale"].shape != y.shape[-1:]:
         return y
     return net.apply(params, stats, y, start=NORM, stop=net.depth(NORM) + 1)[0]
 

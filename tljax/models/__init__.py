@@ -1,26 +1,37 @@
 """Architectures by name."""
 
+from typing import Any
+
+from tljax.models import resnet, resnetv2, vgg, vit_architectures
 from tljax.models.net import Net
+from tljax.models.resnet import ResNetConfig
+from tljax.models.resnetv2 import ResNetV2Config
+from tljax.models.vgg import VggConfig
 from tljax.models.vit import VitConfig
 from tljax.paths import did_you_mean
 
-__all__ = ["ARCHITECTURES", "Net", "VitConfig", "architecture"]
+__all__ = [
+    "ARCHITECTURES",
+    "FAMILIES",
+    "Net",
+    "ResNetConfig",
+    "ResNetV2Config",
+    "VggConfig",
+    "VitConfig",
+    "architecture",
+]
+
+FAMILIES = {"resnet": ResNetConfig, "resnetv2": ResNetV2Config, "vgg": VggConfig, "vit": VitConfig}
 
 ARCHITECTURES = {
-    "vit_s16": VitConfig(depth=12, width=384, num_heads=6, patch_size=16, image_size=224),
-    "dinov2_vits14": VitConfig(
-        depth=12, width=384, num_heads=6, patch_size=14, image_size=518, use_layer_scale=True, pooling="cls_mean"
-    ),
-    "dinov2_vitb14": VitConfig(
-        depth=12, width=768, num_heads=12, patch_size=14, image_size=518, use_layer_scale=True, pooling="cls_mean"
-    ),
-    "dinov2_vitl14": VitConfig(
-        depth=24, width=1024, num_heads=16, patch_size=14, image_size=518, use_layer_scale=True, pooling="cls_mean"
-    ),
+    **resnet.ARCHITECTURES,
+    **resnetv2.ARCHITECTURES,
+    **vgg.ARCHITECTURES,
+    **vit_architectures.ARCHITECTURES,
 }
 
 
-def architecture(name: str) -> VitConfig:
+def architecture(name: str) -> Any:
     """Return the architecture of that name.
 
     Raises:

@@ -15,6 +15,7 @@ from flax import nnx
 from tljax import paths
 
 HEAD = "head"
+POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
 NORM = "norm"
 
 Arrays = dict[str, Any]
@@ -71,6 +72,11 @@ class Net:
     @cached_property
     def _layouts(self) -> dict[str, _Layout]:
         return {stage: _layout(self.architecture, stage) for stage in self.stages}
+
+    def stage_shapes(self, stage: str) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every param and statistic of one stage, without building the others."""
+        layout = _layout(self.architecture, stage)
+        return {path: tuple(leaf.get_value().shape) for path, leaf in {**layout.params, **layout.stats}.items()}
 
     @cached_property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -161,8 +167,9 @@ class Net:
         """Reduce a stage's output to one vector an image.
 
         Args:
-            y: tokens [b n d] or a feature map [b h w c].
-            kind: "cls" (class token), "mean" (of patches or positions), or "cls_mean" (both, concatenated).
+            y: tokens [b n d] or a feature map [b h w c]; features [b d] of a stage that pools are returned as they are.
+            kind: "cls" (class token), "mean" (of patches or positions), "cls_mean" (both, concatenated), or
+                "cls_distillation" (mean of these two tokens).
 
         Raises:
             ValueError: an unknown kind, or the class token of a network that has none.
@@ -194,12 +201,16 @@ class Net:
 
 def pool(y: jax.Array, kind: str, prefix_tokens: int) -> jax.Array:
     """Reduce tokens [b n d] or a feature map [b h w c] to [b d]; see `Net.pool`."""
-    if kind not in ("cls", "mean", "cls_mean"):
-        raise ValueError(f"pooling {kind!r} is not known{paths.did_you_mean(kind, ('cls', 'mean', 'cls_mean'))}")
+    if kind not in POOLINGS:
+        raise ValueError(f"pooling {kind!r} is not known{paths.did_you_mean(kind, POOLINGS)}")
+    if y.ndim == 2:
+        return y  # an earlier stage has pooled
     if kind != "mean" and prefix_tokens == 0:
         raise ValueError(f"pooling {kind!r} needs a class token, and this network has none; use 'mean'")
     if y.ndim == 4:
         y = y.reshape(y.shape[0], -1, y.shape[-1])  # b h w c -> b (h w) c
+    if kind == "cls_distillation":
+        return jnp.mean(y[:, :2], axis=1)
     mean = jnp.mean(y[:, prefix_tokens:], axis=1)
     if kind == "mean":
         return mean

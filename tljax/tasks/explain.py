@@ -43,8 +43,8 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     state = TrainState(
         trained=trained, stats=net.stat_shapes, opt_state=opt_state, step=jax.ShapeDtypeStruct((), jnp.int32)
     )
-    side, size = pretrained.preprocess.size, recipe.batch_size
-    images = jax.ShapeDtypeStruct((size, side, side, 3), jnp.float32)
+    size = recipe.batch_size
+    images = jax.ShapeDtypeStruct((size, *pretrained.preprocess.shape), jnp.float32)
     forward = jax.jit(lambda params, stats, x: net.apply(params, stats, x)[0])
     forward_flops = _flops(forward.lower(net.shapes, net.stat_shapes, images))
 

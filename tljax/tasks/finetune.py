@@ -35,6 +35,8 @@ from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
 
 NAME = "finetune"
+# In the run directory.
+CLASSES = "classes.json"
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +129,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
     save_split(workdir / SPLIT, split, source)
     rundir.write_json(workdir / "partition.json", partition)
+    rundir.write_json(workdir / CLASSES, list(source.class_names))
     state, frozen = _train(config, recipe, groups, optimizer, schedule, inputs, split, feed, workdir)
     params = merge(jax.device_get(state.trained), jax.device_get(frozen))
     before, after = (_frozen_hash(groups, values) for values in (pretrained.params, params))

@@ -63,7 +63,7 @@ def open_inputs(config: Mapping[str, Any]) -> Inputs:
     source = call("data", config, open_source)
     pretrained = call("model", config, load, num_classes=len(source.class_names))
     log.info("%s: %d images, %s", source.name, len(source), _count_classes(source))
-    log.info("%s at %d px: %s", pretrained.name, pretrained.preprocess.size, pretrained.report)
+    log.info("%s at %s px: %s", pretrained.name, pretrained.preprocess.size, pretrained.report)
     return Inputs(source=source, pretrained=pretrained)
 
 

@@ -1,75 +1,159 @@
-"""Make pretrained params fit another image size or other classes."""
+"""Make pretrained arrays fit another net: other classes, image size, channels or patches."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
-# torch's bicubic kernel (Keys 1981 with a = -0.75); jax.image.resize has a = -0.5.
-_CUBIC_A = -0.75
+from tljax.models.net import HEAD
+from tljax.paths import did_you_mean, stage_of
+from tljax.weights.resample import resample_patches, resample_positions
+
+HEAD_INITS = ("zeros", "truncated_normal", "scaled")
+_POSITIONS = "embed/pos_embed"
 
 
-def resample_positions(
-    positions: Float[np.ndarray, "1 n d"], grid: int, prefix_tokens: int
-) -> Float[np.ndarray, "1 m d"]:
-    """Resample position embeddings to another grid as DINOv2 and its ports do.
-
-    Bicubic with a = -0.75, half-pixel centres, border values repeated, no antialiasing. The positions of
-    class and other prefix tokens are kept as they are.
+@dataclass(frozen=True, kw_only=True)
+class NewHead:
+    """How a new classifier starts.
 
     Args:
-        positions: of the prefix tokens, then of a square grid of patches, row by row.
-        grid: side of the new grid in patches.
-        prefix_tokens: tokens before the patches.
+        init: "zeros" (equal probabilities, so that the first step decides), "truncated_normal" (standard deviation
+            0.02, cut at twice that), or "scaled" (variance 1 / features, LeCun et al. 1998).
+        class_priors: share of each class; the bias starts at their logarithms, so that the scores start at the
+            prior. None starts it at zero.
+        seed: of the random inits.
+    """
+
+    init: str = "zeros"
+    class_priors: tuple[float, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.init not in HEAD_INITS:
+            near = did_you_mean(self.init, HEAD_INITS)
+            raise ValueError(f"head init {self.init!r} is not known{near}; known: {', '.join(HEAD_INITS)}")
+        if self.class_priors is not None and not all(share > 0 for share in self.class_priors):
+            raise ValueError(f"class_priors are {self.class_priors}, wanted shares above 0")
+
+    def arrays(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """Draw the params of a head.
+
+        Args:
+            shapes: path to shape, as "head/linear/kernel" [d k] and "head/linear/bias" [k].
+
+        Raises:
+            ValueError: there is not one prior a class.
+        """
+        return {path: self._draw(path, shape) for path, shape in shapes.items()}
+
+    def _draw(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 1:
+            if self.class_priors is None:
+                return np.zeros(shape, np.float32)
+            if len(self.class_priors) != shape[0]:
+                raise ValueError(f"there are {len(self.class_priors)} class_priors for {shape[0]} classes")
+            priors = np.asarray(self.class_priors, np.float64)
+            return np.log(priors / priors.sum()).astype(np.float32)
+        inits = {
+            "zeros": nnx.initializers.zeros,
+            "truncated_normal": nnx.initializers.truncated_normal(0.02),
+            "scaled": nnx.initializers.lecun_normal(),
+        }
+        # A key of its own for each kernel, whatever the order.
+        key = jax.random.fold_in(jax.random.key(self.seed), sum(path.encode()))
+        return np.asarray(inits[self.init](key, shape, np.float32))
+
+
+def target_architecture(
+    native: Any,
+    *,
+    num_classes: int | None,
+    image_size: int | tuple[int, int] | None,
+    in_channels: int | None,
+    patch_size: int | None,
+) -> Any:
+    """Return the architecture with what is asked for; None leaves a field.
+
+    A new head drops a tanh layer before the old one, as Dosovitskiy et al. (2021, section 3.2) do, and has a bias.
 
     Raises:
-        ValueError: the positions after the prefix are no square grid.
-
-    Source:
-        torch.nn.functional.interpolate(mode="bicubic", align_corners=False), computed here in float64.
+        ValueError: the family has no such field, or the sizes do not go together.
     """
-    patches = positions[0, prefix_tokens:]
-    side = int(np.sqrt(len(patches)))
-    if side * side != len(patches):
-        raise ValueError(f"{len(patches)} position embeddings are no square grid; a square image size is needed")
-    if side == grid:
-        return positions
-    square = patches.reshape(side, side, -1).astype(np.float64)  # (h w) d -> h w d
-    matrix = cubic_matrix(side, grid)
-    resampled = np.einsum("yh,xw,hwd->yxd", matrix, matrix, square, optimize=True)
-    flat = resampled.reshape(1, grid * grid, -1).astype(positions.dtype)  # h w d -> 1 (h w) d
-    return np.concatenate([positions[:, :prefix_tokens], flat], axis=1)
+    names = {item.name for item in dataclasses.fields(native)}
+    changes: dict[str, Any] = {"in_channels": in_channels, "patch_size": patch_size}
+    if "image_size" in names:
+        changes["image_size"] = image_size  # networks of feature maps take any size
+    if num_classes is not None:
+        changes |= {"num_classes": num_classes}
+        changes |= {"has_head_bias": True} if "has_head_bias" in names else {}
+        changes |= {"representation_width": 0} if "representation_width" in names else {}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    unknown = sorted(set(changes) - names)
+    if unknown:
+        have = ", ".join(sorted(names))
+        raise ValueError(f"a {type(native).__name__} has no {' and no '.join(unknown)}; it has {have}")
+    return dataclasses.replace(native, **changes)
 
 
-def cubic_matrix(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:
-    """Return the matrix that resamples `size` points to `new_size` along one axis."""
-    centres = (np.arange(new_size) + 0.5) * size / new_size - 0.5
-    matrix = np.zeros((new_size, size))
-    for offset in (-1, 0, 1, 2):
-        nearby = np.floor(centres).astype(int) + offset
-        weights = _cubic(np.abs(centres - nearby))
-        np.add.at(matrix, (np.arange(new_size), np.clip(nearby, 0, size - 1)), weights)
-    return matrix
-
-
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    near = (_CUBIC_A + 2) * distance**3 - (_CUBIC_A + 3) * distance**2 + 1
-    far = _CUBIC_A * (distance**3 - 5 * distance**2 + 8 * distance - 4)
-    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
-
-
-def adapt(
-    params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], grid: int, prefix_tokens: int
-) -> dict[str, np.ndarray]:
-    """Resample the position embeddings to `grid` and add zeros for a new head.
+def adapt(path: str, array: np.ndarray, native: Any, target: Any, positions: str) -> np.ndarray:
+    """Make one array of the native architecture fit the target's.
 
     Args:
-        params: of the pretrained net, without a head where that is to be new.
-        shapes: path to shape of the new head's params.
-        grid: patches along one side at the new image size.
-        prefix_tokens: tokens before the patches.
+        path: of the array.
+        array: as published, in our axes.
+        native: the architecture it comes from.
+        target: the architecture it goes to.
+        positions: how position embeddings are resampled; see `Layout`.
     """
-    adapted = dict(params)
-    adapted["embed/pos_embed"] = resample_positions(adapted["embed/pos_embed"], grid, prefix_tokens)
-    # A head of zeros starts from equal probabilities and lets its own first step decide.
-    return {**adapted, **{path: np.zeros(shape, np.float32) for path, shape in shapes.items()}}
+    if path == _POSITIONS:
+        prefix = native.positioned_prefix_tokens
+        return resample_positions(array, native.grid, target.grid, prefix, positions)
+    if stage_of(path) == native.stages[0] and array.ndim == 4 and array.shape[2] == native.in_channels:
+        array = adapt_channels(array, target.in_channels)
+        is_patch = path.startswith("embed/patch/")
+        return resample_patches(array, target.patch_size) if is_patch else array
+    return array
+
+
+def adapt_channels(kernel: Float[np.ndarray, "h w i o"], channels: int) -> Float[np.ndarray, "h w j o"]:
+    """Give the first convolution another number of input channels.
+
+    One channel is the sum over the old ones, which is what a grey image in all of them would give. More channels
+    repeat the old ones in turn, scaled so that equal channels give what they gave.
+
+    Source: timm/models/_manipulate.py, adapt_input_conv.
+    """
+    old = kernel.shape[2]
+    if channels == old:
+        return kernel
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    return kernel[:, :, np.arange(channels) % old] * kernel.dtype.type(old / channels)
+
+
+def class_indices(class_names: Sequence[str] | None, wanted: Sequence[str]) -> list[int]:
+    """Find classes among those of a head, by name.
+
+    Raises:
+        ValueError: the source does not name its classes, or has none of such a name; all in one message.
+    """
+    if class_names is None:
+        raise ValueError("the source does not name its classes, so none can be chosen by name")
+    unknown = [f"{name!r}{did_you_mean(name, class_names)}" for name in wanted if name not in class_names]
+    if unknown:
+        raise ValueError(f"the head has no class {', '.join(unknown)}; it has {len(class_names)}")
+    repeated = sorted({name for name in wanted if list(class_names).count(name) > 1 or list(wanted).count(name) > 1})
+    if repeated:
+        raise ValueError(f"classes {', '.join(map(repr, repeated))} are there more than once")
+    return [list(class_names).index(name) for name in wanted]
+
+
+def select_classes(path: str, array: np.ndarray, indices: Sequence[int] | None) -> np.ndarray:
+    """Keep some classes of an array of the head; classes are its last axis."""
+    return array if indices is None or stage_of(path) != HEAD else array[..., list(indices)]

@@ -3,14 +3,25 @@
 import errno
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from tljax.weights.hugging_face import missing_files
+from tljax.rundir import read_json
+from tljax.weights.folder import CONFIG, PROCESSOR
+from tljax.weights.read import weight_files
 
 # A dead network is reported within this time; a slow download is not cut.
 _CONNECT_TIMEOUT_S = 8.0
-_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+# Sets of files that hold the same weights, the best first: index and shards, or one file.
+_WEIGHTS = (
+    ("model.safetensors",),
+    ("model.safetensors.index.json", "model-*.safetensors"),
+    ("pytorch_model.bin",),
+    ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
+    ("flax_model.msgpack",),
+    ("flax_model.msgpack.index.json", "flax_model-*.msgpack"),
+)
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 log = logging.getLogger(__name__)
@@ -33,18 +44,19 @@ def hub_folder(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES, local_files_only=True))
+        settings = [CONFIG, PROCESSOR]
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=settings, local_files_only=True))
         # A snapshot that a broken download left can count as whole for the hub's library.
         if not missing_files(folder):
             log.info("using the cached copy of %s at %s", repository, folder.name)
             return folder
     except LocalEntryNotFoundError:
         pass
-    commit = _commit(repository, revision)
+    commit, files = _look_up(repository, revision)
     log.info("downloading %s at %s", repository, commit)
     try:
         # By its name: the cache notes which commit that is, and finds it again without a network.
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_patterns(files)))
     except Exception as problem:
         # The transport has errors of its own, which are no OSError.
         raise _explained(problem, repository, revision) from problem
@@ -57,19 +69,38 @@ def hub_folder(repository: str, revision: str | None) -> Path:
     return folder
 
 
-def _commit(repository: str, revision: str | None) -> str:
-    """Ask the hub which commit a revision is, and give up on a network that does not answer.
+def missing_files(folder: Path) -> list[str]:
+    """List the files without which the folder of a repository is not whole."""
+    if not (folder / CONFIG).is_file():
+        return [CONFIG, *(name for name in weight_files(folder) if not (folder / name).is_file())]
+    # timm says in its config how images are prepared.
+    needed = [PROCESSOR] if "model_type" in read_json(folder / CONFIG) else []
+    return [name for name in (*needed, *weight_files(folder)) if not (folder / name).is_file()]
+
+
+def _patterns(files: Sequence[str]) -> list[str]:
+    """Choose what to download: the configs, and the weights in one format, where there are several."""
+    for names in _WEIGHTS:
+        if names[0] in files:
+            return [CONFIG, PROCESSOR, *names]
+    others = [name for name in files if name.endswith((".safetensors", ".bin", ".pth", ".npz", ".msgpack"))]
+    return [CONFIG, PROCESSOR, *(others if len(others) == 1 else ["model.safetensors"])]
+
+
+def _look_up(repository: str, revision: str | None) -> tuple[str, list[str]]:
+    """Ask the hub which commit a revision is and what files it has, and give up on a network that does not answer.
 
     The library retries for 23 s with no network and waits for minutes on a silent server, so the question
     is put from a thread that can be left behind.
     """
     from huggingface_hub import HfApi
 
-    answer: Future[str | None] = Future()
+    answer: Future[tuple[str | None, list[str]]] = Future()
 
     def ask() -> None:
         try:
-            answer.set_result(HfApi().model_info(repository, revision=revision, timeout=_CONNECT_TIMEOUT_S).sha)
+            info = HfApi().model_info(repository, revision=revision, timeout=_CONNECT_TIMEOUT_S)
+            answer.set_result((info.sha, [item.rfilename for item in info.siblings or []]))
         except Exception as error:  # The transport has errors of its own; nothing is lost, the caller gets them all.
             answer.set_exception(error)
 
@@ -78,8 +109,10 @@ def _commit(repository: str, revision: str | None) -> str:
         problem = answer.exception(_CONNECT_TIMEOUT_S)
     except TimeoutError:
         problem = TimeoutError(f"no answer in {_CONNECT_TIMEOUT_S:.0f} s")
-    if problem is None and (commit := answer.result()):
-        return commit
+    if problem is None:
+        commit, files = answer.result()
+        if commit:
+            return commit, files
     raise _explained(problem or ValueError("it names no commit"), repository, revision) from problem
 
 

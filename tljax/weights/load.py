@@ -1,24 +1,25 @@
 """From a name or a file to params that compute what their authors' code computes."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from pathlib import Path
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tljax.models import Net, architecture
+from tljax.models import Net
 from tljax.models.net import HEAD
-from tljax.paths import partition, stage_of
+from tljax.paths import stage_of
 from tljax.plain import fingerprint
 from tljax.preprocess import Preprocess
-from tljax.weights.adapt import adapt
-from tljax.weights.catalog import entry
-from tljax.weights.hub import hub_folder
-from tljax.weights.hugging_face import ModelFolder, read_model_folder
-from tljax.weights.rules import LoadReport, convert, strip_prefix
+from tljax.weights.adapt import NewHead, adapt, class_indices, select_classes, target_architecture
+from tljax.weights.options import check_options, prepared
+from tljax.weights.rules import LoadReport, check
+from tljax.weights.source import Source, open_source
+
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Pretrained:
         params, stats: flat dicts keyed by path.
         preprocess: resize, crop and normalise.
         report: which keys of the source were used and ignored, which params are fresh.
+        layout: name of the layout of the source.
+        class_names: of the head, in order; None for a new head, or where the source does not say.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Pretrained:
     stats: dict[str, Array]
     preprocess: Preprocess
     report: LoadReport
+    layout: str
+    class_names: tuple[str, ...] | None = None
 
     def fingerprint(self) -> str:
         """Hash every param and statistic of the pretrained stages, all but the head, as the device holds them now."""
@@ -54,83 +59,106 @@ def load(
     name: str,
     *,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    classes: Sequence[str] | None = None,
+    head: Mapping[str, Any] | None = None,
+    image_size: Size | None = None,
+    in_channels: int | None = None,
+    patch_size: int | None = None,
     dtype: str = "float32",
+    layout: str | None = None,
+    architecture: Any = None,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
     revision: str | None = None,
 ) -> Pretrained:
     """Load pretrained params.
 
     Args:
-        name: "arch.tag" of the catalog, "file:DIR" for a Hugging Face model folder, or "hf:OWNER/NAME".
-        num_classes: classes of a new head that starts at zero, 0 for pooled features in place of scores; None keeps
-            the head of the source, if any.
-        image_size: side in pixels; position embeddings are resampled to it. None takes the source's.
-        dtype: of the params, "float32" or "bfloat16".
-        revision: branch, tag or commit of an "hf:" repository.
+        name: "arch.tag" of the catalog (`tljax models` lists it), "file:PATH" (a folder or file in any known format),
+            "hf:OWNER/NAME" or "timm:NAME" on the Hugging Face hub.
+        num_classes: classes of a new head, 0 for pooled features in place of scores; None keeps the head of the
+            source, if any.
+        classes: names of the classes of the source's head to keep, in this order; not with `num_classes`.
+        head: how a new head starts; keyword arguments of `adapt.NewHead`. None is zeros.
+        image_size: side in pixels, or (height, width); position embeddings are resampled to it. None takes the
+            source's.
+        in_channels: channels of the images; the first convolution is adapted.
+        patch_size: side of a patch in pixels, of a ViT; the patch projection is resampled.
+        dtype: of the params, "float32" or "bfloat16"; running statistics stay float32.
+        layout: name of the published layout, where the keys fit several.
+        architecture: a name of `tljax.models.ARCHITECTURES` or a config, where the file does not say and its shapes
+            fit several or none.
+        preprocess: what is to be done to images, where the source does not say or is to be overruled; a `Preprocess`
+            or its keyword arguments.
+        revision: branch, tag or commit of a repository on the hub.
 
     Raises:
         ValueError: an unknown name, keys or shapes that do not fit (all listed), or an option out of range.
         FileNotFoundError: the folder, or a file of it, is missing.
         ImportError: a package that holds the weights, or reads them, is not installed.
-        ConnectionError: the hub cannot be reached and its cache lacks the weights.
+        ConnectionError: the weights cannot be reached and the cache lacks them.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype {dtype!r} is not supported; choose 'float32' or 'bfloat16'")
-    if image_size is not None and not (isinstance(image_size, Integral) and image_size > 0):
-        raise ValueError(f"image_size is {image_size!r}, wanted a number of pixels above 0, or None for the source's")
-    if num_classes is not None and not (isinstance(num_classes, Integral) and num_classes >= 0):
-        raise ValueError(f"num_classes is {num_classes!r}, wanted a number of classes, or None for the source's head")
-    if revision is not None and not name.startswith("hf:"):
-        raise ValueError(f"revision {revision!r} is for 'hf:' names, got {name!r}")
-    source, description, licence = _open(name, revision)
+    check_options(
+        dtype=dtype, num_classes=num_classes, classes=classes, image_size=image_size, in_channels=in_channels,
+        patch_size=patch_size, head=head,
+    )  # fmt: skip
+    # Configs that were stored as JSON have a list here.
+    image_size = cast(Size, tuple(image_size)) if isinstance(image_size, list) else image_size
+    source = open_source(name, layout=layout, architecture=architecture, revision=revision)
     native = source.architecture
-    if num_classes is not None:
-        native = dataclasses.replace(native, num_classes=num_classes)
-    preprocess = source.preprocess
-    if image_size is not None:
-        preprocess = _resized(preprocess, image_size)
-    target = dataclasses.replace(native, image_size=preprocess.size)
-    net = Net(target)
-
-    head, wanted = partition(Net(native).shapes, lambda path: num_classes is not None and stage_of(path) == HEAD)
-    # A head that gives way to a new one is not wanted, whatever its size.
-    replaced = ("head/linear/kernel", "head/linear/bias") if num_classes is not None else ()
-    arrays, report = convert(
-        strip_prefix(source.arrays, source.table), source.table, {**wanted, **head}, fresh=replaced
+    indices = None if classes is None else class_indices(source.class_names, classes)
+    chosen = prepared(source, preprocess, image_size, in_channels)
+    target = target_architecture(
+        native,
+        num_classes=num_classes if indices is None else None,
+        image_size=chosen.size,
+        in_channels=in_channels,
+        patch_size=patch_size,
     )
-    arrays = adapt(arrays, {path: leaf.shape for path, leaf in head.items()}, target.grid, target.prefix_tokens)
+    target = target if indices is None else dataclasses.replace(target, num_classes=len(indices))
+    new_head = None if num_classes is None else NewHead(**dict(head or {}))
+    arrays, report = _read(source, target, new_head, indices, dtype)
+    net = Net(target)
     return Pretrained(
         name=name,
-        description=description,
-        licence=licence,
+        description=source.description,
+        licence=source.licence,
         net=net,
-        params={path: jnp.asarray(np.asarray(arrays[path]), dtype) for path in net.shapes},
-        stats={},
-        preprocess=preprocess,
-        report=dataclasses.replace(report, fresh=tuple(sorted(head))),
+        params={path: arrays[path] for path in net.shapes},
+        stats={path: arrays[path] for path in net.stat_shapes},
+        preprocess=chosen,
+        report=report,
+        layout=source.layout.name,
+        class_names=tuple(classes) if classes is not None else None if new_head else source.class_names,
     )
 
 
-def _open(name: str, revision: str | None) -> tuple[ModelFolder, str, str]:
-    if name.startswith("file:"):
-        folder = Path(name.removeprefix("file:")).expanduser()
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}; 'file:' wants a Hugging Face model folder")
-        return read_model_folder(folder), f"Hugging Face model folder {folder.name}", "see the source"
-    if name.startswith("hf:"):
-        folder = hub_folder(name.removeprefix("hf:"), revision)
-        return read_model_folder(folder), f"{name} at commit {folder.name}", "see the model card"
-    found = entry(name)
-    source = ModelFolder(
-        architecture=architecture(found.architecture),
-        table=found.table,
-        preprocess=found.preprocess,
-        arrays=found.read(),
-    )
-    return source, found.description, found.licence
+def _read(
+    source: Source, target: Any, new_head: NewHead | None, indices: Sequence[int] | None, dtype: str
+) -> tuple[dict[str, Array], LoadReport]:
+    """Check every key and shape, then read, adapt and copy one array after the other."""
+    native = source.architecture
+    wanted, net = Net(native), Net(target)
+    shapes: dict[str, Any] = {**wanted.shapes, **wanted.stat_shapes}
+    fresh: dict[str, Any] = {}
+    replaced: set[str] = set()
+    if new_head is not None:
+        fresh = {path: leaf for path, leaf in net.shapes.items() if stage_of(path) == HEAD}
+        # A head that gives way to a new one is not wanted, whatever its size; nor are stages that go with it.
+        replaced = {path for path in (*shapes, *source.mapped.arrays) if _is_replaced(path, net)}
+    report = check(source.mapped, source.layout, native, shapes, fresh=replaced)
+    arrays: dict[str, Array] = {}
+    if new_head is not None:
+        drawn = new_head.arrays({path: leaf.shape for path, leaf in fresh.items()})
+        arrays = {path: jnp.array(array, dtype) for path, array in drawn.items()}
+    for path in (*net.shapes, *net.stat_shapes):
+        if path in arrays:
+            continue
+        array = np.asarray(source.mapped.arrays[path].read())
+        array = select_classes(path, adapt(path, array, native, target, source.layout.positions), indices)
+        # A copy: JAX may otherwise lay its array over the memory of the file.
+        arrays[path] = jnp.array(array, dtype if path in net.shapes else "float32", copy=True)
+    return arrays, dataclasses.replace(report, fresh=tuple(sorted(fresh)))
 
 
-def _resized(preprocess: Preprocess, size: int) -> Preprocess:
-    """Ask for another size, the margin of the crop kept in proportion."""
-    resize = None if preprocess.resize is None else round(preprocess.resize * size / preprocess.size)
-    return dataclasses.replace(preprocess, size=size, resize=resize)
+def _is_replaced(path: str, net: Net) -> bool:
+    return stage_of(path) == HEAD or stage_of(path) not in net.stages

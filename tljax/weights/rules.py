@@ -1,55 +1,29 @@
-"""Tables of renames between a published layout and ours, strict in both directions."""
+"""From published keys to our paths and back, strict in both directions.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Nothing here reads an array before every key and every shape is known to fit.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from einops import EinopsError, rearrange
 
 from tljax import paths
-
-Shapes = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One kind of param in two layouts.
-
-    Args:
-        source: template of the published key, such as "encoder.layer.{layer}.norm1.weight".
-        target: template of our path, such as "block_{layer:02d}/norm1/scale".
-        permute: axes of the source array in the order of ours; None leaves them.
-    """
-
-    source: str
-    target: str
-    permute: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A published layout.
-
-    Args:
-        name: what the layout is called in messages.
-        prefixes: text that may stand before every key but those of the head, tried in order.
-        anchor: a key, after the prefix, that every checkpoint of the layout has.
-        rules: cover every key that carries a param.
-        ignored: regexes of keys, without prefix, that carry none for us.
-    """
-
-    name: str
-    prefixes: tuple[str, ...]
-    anchor: str
-    rules: tuple[Rule, ...]
-    ignored: tuple[str, ...] = ()
+from tljax.weights.layout import Layout, Rule
+from tljax.weights.stored import Stored
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
     """What became of every key of a checkpoint and of every param of the net."""
 
-    used: dict[str, str]
+    used: dict[str, tuple[str, ...]]
     ignored: tuple[str, ...]
     fresh: tuple[str, ...]
 
@@ -60,100 +34,226 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def strip_prefix(arrays: Mapping[str, Any], table: Table) -> dict[str, Any]:
+@dataclass(kw_only=True)
+class Mapped:
+    """A checkpoint under our paths, still unread.
+
+    Args:
+        arrays: path to array, in our axes.
+        keys: path to the published key it comes from, without prefix.
+        ignored: keys that carry nothing for us.
+        problems: what does not fit, a line each.
+    """
+
+    arrays: dict[str, Stored] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def strip_prefix(arrays: Mapping[str, Stored], layout: Layout) -> dict[str, Stored]:
     """Remove the prefix under which a checkpoint keeps its backbone.
 
     Raises:
-        ValueError: the layout's anchor is under none of the known prefixes.
+        ValueError: the layout's anchors are under none of the known prefixes, or two keys become one.
     """
-    for prefix in table.prefixes:
-        if prefix + table.anchor in arrays:
-            return {key.removeprefix(prefix): array for key, array in arrays.items()}
-    found = ", ".join(sorted(arrays)[:5])
-    raise ValueError(
-        f"this is no checkpoint of layout {table.name!r}: it has no key {table.anchor!r} under any of the prefixes "
-        f"{list(table.prefixes)}{paths.did_you_mean(table.anchor, arrays)}; it begins with {found}"
-    )
+    prefix = layout.prefix(arrays)
+    if prefix is None:
+        found = ", ".join(sorted(arrays)[:5])
+        raise ValueError(
+            f"this is no checkpoint of layout {layout.name!r}: under none of the prefixes {list(layout.prefixes)} are "
+            f"the keys {list(layout.anchors)}{paths.did_you_mean(layout.anchors[0], arrays)}; it begins with {found}"
+        )
+    stripped: dict[str, Stored] = {}
+    for key, array in arrays.items():
+        short = key.removeprefix(prefix)
+        if short in stripped:
+            raise ValueError(f"keys {short!r} and {prefix + short!r} are one and the same in layout {layout.name!r}")
+        stripped[short] = array
+    return stripped
 
 
-def convert(
-    arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes, *, fresh: tuple[str, ...] = ()
-) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """Rename and permute the arrays of a checkpoint into params of the given shapes.
+def map_arrays(arrays: Mapping[str, Stored], layout: Layout, architecture: Any) -> Mapped:
+    """Bring the arrays of a checkpoint, prefix removed, under our paths and into our axes, without reading them."""
+    rules, sizes = layout.rules(architecture), layout.sizes(architecture)
+    mapped = Mapped()
+    for key, array in arrays.items():
+        found = _rule_of(key, rules)
+        if found is not None:
+            _map_one(mapped, key, array, *found, sizes)
+        elif paths.matches_any(layout.ignored, key):
+            mapped.ignored.append(key)
+        else:
+            mapped.problems.append(f"key {key!r} {array.shape} is not known in layout {layout.name!r}")
+    return mapped
+
+
+def check(
+    mapped: Mapped, layout: Layout, architecture: Any, shapes: Mapping[str, Any], fresh: Collection[str] = ()
+) -> LoadReport:
+    """Compare a mapped checkpoint with the params and statistics that a net wants.
 
     Args:
-        arrays: key to array, prefix removed.
-        table: the layout of `arrays`.
-        shapes: path to shape of every param wanted.
-        fresh: paths that are not taken from the checkpoint even where it has them, such as a new head's.
-
-    Returns:
-        The params without the fresh ones, and the report.
+        mapped: the checkpoint.
+        layout: that it was mapped with.
+        architecture: that it was mapped with.
+        shapes: path to shape of everything the net holds.
+        fresh: paths that are not taken from the checkpoint even where it has them, such as a new head's; they
+            need not be in `shapes`.
 
     Raises:
-        ValueError: a key that no rule knows, a param that nothing fills, two keys for one param, or a
-            wrong shape; all in one message, each with the nearest name.
+        ValueError: a key that no rule knows, a param that nothing fills, two keys for one param, or a wrong shape;
+            all in one message, each with the nearest name.
     """
-    params: dict[str, np.ndarray] = {}
-    used: dict[str, str] = {}
-    ignored, problems = [], []
-    for key, array in arrays.items():
-        target = _target(key, table)
-        if target is None:
-            if paths.matches_any(table.ignored, key):
-                ignored.append(key)
-            else:
-                problems.append(f"key {key!r} {array.shape} is not known in layout {table.name!r}")
-            continue
-        path, permute = target
-        if path in fresh:
-            ignored.append(key)
-        elif path in used:
-            problems.append(f"keys {used[path]!r} and {key!r} both fill {path!r}")
-        elif permute is not None and len(permute) != array.ndim:
-            problems.append(f"key {key!r} has shape {array.shape}, wanted {len(permute)} axes")
-        else:
-            used[path] = key
-            params[path] = array if permute is None else array.transpose(permute)
+    rules = layout.rules(architecture)
+    present = {path: array for path, array in mapped.arrays.items() if path not in fresh}
     wanted = {path: shape for path, shape in shapes.items() if path not in fresh}
-    problems += [_with_source(problem, table, used) for problem in paths.diff(params, wanted)]
+    lacking = {path: _source_of(path, rules) for path in sorted(set(wanted) - set(present))}
+    problems = [_with_nearest(problem, [key for key in lacking.values() if key]) for problem in mapped.problems]
+    for path, key in lacking.items():
+        source = f"; the checkpoint lacks key {key!r}" if key else f"; layout {layout.name!r} has no key for it"
+        problems.append(f"missing {path!r} {tuple(wanted[path].shape)}{source}")
+    for path in sorted(set(present) - set(wanted)):
+        near = paths.did_you_mean(path, lacking)
+        problems.append(f"key {mapped.keys[path]!r} fills {path!r} {present[path].shape}, which the net lacks{near}")
+    for path in sorted(set(present) & set(wanted)):
+        if not jnp.issubdtype(present[path].dtype, jnp.floating):
+            problems.append(f"key {mapped.keys[path]!r} has dtype {present[path].dtype}, wanted floating-point numbers")
+        got, want = tuple(present[path].shape), tuple(wanted[path].shape)
+        if got != want:
+            problems.append(f"key {mapped.keys[path]!r} gives {path!r} the shape {got}, wanted {want} (axes as ours)")
     if problems:
-        raise ValueError(f"{len(problems)} mismatches with layout {table.name!r}:\n  " + "\n  ".join(problems))
-    return params, LoadReport(used={key: path for path, key in used.items()}, ignored=tuple(ignored), fresh=fresh)
+        raise ValueError(f"{len(problems)} mismatches with layout {layout.name!r}:\n  " + "\n  ".join(problems))
+    used: dict[str, tuple[str, ...]] = {}
+    for path in present:
+        used[mapped.keys[path]] = (*used.get(mapped.keys[path], ()), path)
+    replaced = {mapped.keys[path] for path in mapped.arrays if path in fresh} - set(used)
+    return LoadReport(used=used, ignored=tuple(mapped.ignored) + tuple(sorted(replaced)), fresh=tuple(sorted(fresh)))
 
 
-def invert(params: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
-    """Rename and permute params into the published layout.
+def invert(params: Mapping[str, Any], layout: Layout, architecture: Any) -> dict[str, np.ndarray]:
+    """Rename and permute params and statistics into the published layout, without prefix.
 
     Raises:
-        ValueError: a path that no rule of the layout knows.
+        ValueError: a path that no rule of the layout knows, or one of several params that share a key is missing;
+            all in one message.
     """
-    arrays = {}
+    rules, sizes = layout.rules(architecture), layout.sizes(architecture)
+    parts: dict[str, tuple[Rule, dict[tuple[int, int], Any]]] = {}
+    problems = []
     for path, array in params.items():
-        for rule in table.rules:
-            key = paths.rename(path, rule.target, rule.source)
-            if key is not None:
-                axes = None if rule.permute is None else tuple(np.argsort(rule.permute))
-                arrays[key] = np.ascontiguousarray(array if axes is None else np.transpose(array, axes))
-                break
+        found = _key_of(path, rules)
+        if found is None:
+            problems.append(f"no place for param {path!r} {tuple(array.shape)}")
+            continue
+        rule, key, position = found
+        parts.setdefault(key, (rule, {}))[1][position] = array
+    arrays = {}
+    for key, (rule, pieces) in parts.items():
+        lost = [rule.targets[part] for part in range(len(rule.targets)) if all(part != place[0] for place in pieces)]
+        if lost:
+            problems.append(f"key {key!r} also needs {', '.join(map(repr, lost))}")
         else:
-            raise ValueError(f"layout {table.name!r} has no place for param {path!r}")
+            arrays[key] = _assemble(rule, pieces, sizes)
+    if problems:
+        raise ValueError(f"layout {layout.name!r} cannot hold these params:\n  " + "\n  ".join(problems))
     return arrays
 
 
-def _target(key: str, table: Table) -> tuple[str, tuple[int, ...] | None] | None:
-    for rule in table.rules:
-        path = paths.rename(key, rule.source, rule.target)
-        if path is not None:
-            return path, rule.permute
+def _rule_of(key: str, rules: tuple[Rule, ...]) -> tuple[Rule, dict[str, str | int]] | None:
+    for rule in rules:
+        fields = paths.parse(key, rule.source, rule.numbers)
+        if fields is not None:
+            return rule, fields
     return None
 
 
-def _with_source(problem: str, table: Table, used: Mapping[str, str]) -> str:
-    """Add the published key to a message about one of our paths: the reader looks at their own file."""
-    path = problem.split("'")[1]
-    if path in used:
-        return f"{problem} (from key {used[path]!r}, axes already in our order)"
-    keys = (paths.rename(path, rule.target, rule.source) for rule in table.rules)
-    key = next((key for key in keys if key is not None), None)
-    return f"{problem}; the checkpoint lacks key {key!r}" if key and problem.startswith("missing") else problem
+def _source_of(path: str, rules: tuple[Rule, ...]) -> str | None:
+    found = _key_of(path, rules)
+    return None if found is None else found[1]
+
+
+def _key_of(path: str, rules: tuple[Rule, ...]) -> tuple[Rule, str, tuple[int, int]] | None:
+    """Return the rule that makes a path, the key it makes it from, and which part and which layer of that it is."""
+    for rule in rules:
+        for part, target in enumerate(rule.targets):
+            fields = paths.parse(path, target, rule.numbers)
+            if fields is None:
+                continue
+            stacked = _stacked(rule)
+            layer = int(fields[stacked]) if stacked else 0
+            return rule, paths.fill(rule.source, fields), (part, layer)
+    return None
+
+
+def _stacked(rule: Rule) -> str | None:
+    """Name the field that the targets have and the source lacks."""
+    (lacking, *_) = [*sorted(paths.field_names(rule.targets[0]) - paths.field_names(rule.source)), None]
+    return lacking
+
+
+def _map_one(
+    mapped: Mapped, key: str, array: Stored, rule: Rule, fields: Mapping[str, str | int], sizes: Mapping[str, int]
+) -> None:
+    named = _sizes_in(rule, sizes)
+    try:
+        shape = _arranged_shape(array.shape, rule.axes, named)
+    except EinopsError:
+        mapped.problems.append(f"key {key!r} has shape {array.shape}, wanted axes {rule.axes!r} {named or ''}".rstrip())
+        return
+    stacked, is_split = _stacked(rule), len(rule.targets) > 1
+    for part, target in enumerate(rule.targets):
+        inner = shape[1:] if is_split else shape
+        for layer in range(inner[0]) if stacked else (None,):
+            path = paths.fill(target, fields if layer is None else {**fields, str(stacked): layer})
+            if path in mapped.keys:
+                mapped.problems.append(f"keys {mapped.keys[path]!r} and {key!r} both fill {path!r}")
+                continue
+            index = (part,) * is_split + (() if layer is None else (layer,))
+            mapped.keys[path] = key
+            mapped.arrays[path] = Stored(
+                shape=shape[len(index) :], dtype=array.dtype, read=_reader(array, rule.axes, named, index)
+            )
+
+
+def _reader(
+    array: Stored, axes: str | None, sizes: Mapping[str, int], index: tuple[int, ...]
+) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        source = array.read()
+        return (source if axes is None else rearrange(source, axes, **sizes))[index]
+
+    return read
+
+
+def _sizes_in(rule: Rule, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Choose the sizes that the pattern of a rule names; "parts" counts its targets."""
+    words = set(re.findall(r"\w+", rule.axes or ""))
+    return {name: size for name, size in {**sizes, "parts": len(rule.targets)}.items() if name in words}
+
+
+def _arranged_shape(shape: tuple[int, ...], axes: str | None, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return shape if axes is None else _rearranged_shape(shape, axes, tuple(sizes.items()))
+
+
+@functools.cache
+def _rearranged_shape(shape: tuple[int, ...], axes: str, sizes: tuple[tuple[str, int], ...]) -> tuple[int, ...]:
+    """Ask einops, without an array; the blocks of a network ask the same again and again."""
+    abstract = jax.ShapeDtypeStruct(shape, np.float32)
+    return tuple(jax.eval_shape(lambda x: rearrange(x, axes, **dict(sizes)), abstract).shape)
+
+
+def _assemble(rule: Rule, pieces: Mapping[tuple[int, int], Any], sizes: Mapping[str, int]) -> np.ndarray:
+    layers = sorted({layer for _, layer in pieces})
+    parts = [[np.asarray(pieces[part, layer]) for layer in layers] for part in range(len(rule.targets))]
+    stacks = [np.stack(part) if _stacked(rule) else part[0] for part in parts]
+    whole = np.stack(stacks) if len(stacks) > 1 else stacks[0]
+    if rule.axes is None:
+        return np.ascontiguousarray(whole)
+    ours_to_theirs = " -> ".join(reversed(rule.axes.split(" -> ")))
+    return np.ascontiguousarray(rearrange(whole, ours_to_theirs, **_sizes_in(rule, sizes)))
+
+
+def _with_nearest(problem: str, lacking: list[str]) -> str:
+    """Add the missing key that an unknown one resembles most."""
+    return problem + paths.did_you_mean(problem.split("'")[1], lacking) if "is not known" in problem else problem

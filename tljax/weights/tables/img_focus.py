@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tljax.weights.stored import Stored, stored
+
 BACKBONE = "backbone."
 DECODER = "decoder."
 
@@ -12,11 +14,11 @@ _CLASS_POSITION = "backbone.embeddings.Concat_6.0"
 _PATCH_POSITIONS = "backbone.embeddings.Reshape_1.0"
 
 
-def hugging_face_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def hugging_face_arrays(arrays: Mapping[str, Stored]) -> dict[str, Stored]:
     """Bring the arrays of the ONNX file into the keys of Hugging Face's Dinov2Model.
 
     Args:
-        arrays: what `read.read_onnx` returns.
+        arrays: what `read_checkpoint` finds in the file.
 
     Raises:
         ValueError: the two parts of the position embeddings are not where release 0.1.1 has them.
@@ -32,5 +34,5 @@ def hugging_face_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         for key, array in arrays.items()
         if not key.startswith(DECODER) and key not in (_CLASS_POSITION, _PATCH_POSITIONS)
     }
-    positions = np.concatenate([arrays[_CLASS_POSITION], arrays[_PATCH_POSITIONS]], axis=1)
-    return {**backbone, "embeddings.position_embeddings": positions}
+    positions = np.concatenate([arrays[_CLASS_POSITION].read(), arrays[_PATCH_POSITIONS].read()], axis=1)
+    return {**backbone, "embeddings.position_embeddings": stored(positions)}

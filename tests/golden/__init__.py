@@ -1,0 +1,1 @@
+"""References of other projects on small random models, and the scripts that record them."""

@@ -1,0 +1,106 @@
+"""Commands that are no runs: they have no config, and write nothing but what they are told to."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from tljax.tasks.export import export_model
+from tljax.weights.catalog import entries
+from tljax.weights.describe import describe
+from tljax.weights.sizes import key, sizes
+from tljax.weights.source import open_source
+
+_COLUMNS = ("name", "params M", "GFLOPs", "input", "layout", "source", "licence")
+
+
+def models(arguments: Sequence[str]) -> int:
+    """List the catalog: tljax models [PATTERN].
+
+    PATTERN is a shell pattern, as 'resnet50.*', or a part of a name. Params are those without a classifier; GFLOPs are
+    XLA's count for one image forward, a multiply-add as two. The hub's repositories say their layout themselves.
+    """
+    values = _flags()
+    pattern = _positional(values, arguments, "PATTERN", least=0) or "*"
+    known = sizes()
+    rows: list[Sequence[str]] = [_COLUMNS]
+    for name, item in entries(pattern).items():
+        size = known[key(item.architecture, item.image_size)]
+        source = item.source.rpartition("/")[2] if item.source.startswith("https:") else item.source
+        numbers = (f"{size['params_m']:.1f}", f"{size['gflops']:.1f}", f"{item.image_size}")
+        rows.append((name, *numbers, item.layout or "by its files", source, item.licence))
+    print(_table(rows))
+    return 0
+
+
+def inspect(arguments: Sequence[str]) -> int:
+    """Say what weights are, building no array: tljax inspect FILE_OR_NAME [--num_classes=N] [--image_size=S] ...
+
+    FILE_OR_NAME is a file, a folder, or a name as tljax.load takes it. --layout and --architecture choose where the
+    file fits several; --num_classes and --image_size show what a new head and another size would change.
+    """
+    values = _flags(num_classes=int, image_size=int, layout=str, architecture=str, revision=str)
+    name = _positional(values, arguments, "FILE_OR_NAME")
+    source = open_source(
+        name if _is_name(name) else f"file:{name}", layout=values.layout, architecture=values.architecture,
+        revision=values.revision,
+    )  # fmt: skip
+    print(describe(source, num_classes=values.num_classes, image_size=values.image_size))
+    return 0
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Write a model in another project's layout: tljax export RUN_OR_NAME --format=hf|timm|torchvision|npz --to=DIR.
+
+    RUN_OR_NAME is the directory of a finished `tljax finetune`, or a name as tljax.load takes it.
+    """
+    values = _flags(format=str, to=str)
+    source = _positional(values, arguments, "RUN_OR_NAME")
+    missing = [f"--{name}" for name in ("format", "to") if not values[name].value]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing: tljax export RUN_OR_NAME --format=FORMAT --to=DIR")
+    print(export_model(source, format=values.format, to=values.to))
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
+    "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),
+    "export": (export, "write a fine-tuned run for transformers, timm, torchvision or as npz"),
+}
+
+
+def _flags(**kinds: type) -> flags.FlagValues:
+    """Define flags in an object of their own: absl's global one belongs to the program that imports this."""
+    values = flags.FlagValues()
+    define: dict[type, Any] = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
+    for name, kind in kinds.items():
+        define[kind](name, None, "", flag_values=values)
+    return values
+
+
+def _positional(values: flags.FlagValues, arguments: Sequence[str], name: str, *, least: int = 1) -> str:
+    """Parse the arguments, and return the one that is no flag."""
+    rest = values(list(arguments))[1:]
+    if not least <= len(rest) <= 1:
+        raise ValueError(f"wanted one {name}, got {' '.join(rest) or 'none'}; `tljax {arguments[0]} --help` says more")
+    return rest[0] if rest else ""
+
+
+def _is_name(text: str) -> bool:
+    """Tell a name from a path: names of the catalog have no folder, and no file of that name is here."""
+    return text.startswith(("hf:", "timm:", "file:")) or not (Path(text).exists() or "/" in text)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    is_number = [column in (1, 2, 3) for column in range(len(widths))]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, is_number, strict=True)
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

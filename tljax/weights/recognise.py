@@ -1,0 +1,136 @@
+"""Tell what a checkpoint is: its layout, and which of the known architectures it fits."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tljax.models import ARCHITECTURES, Net
+from tljax.paths import did_you_mean, stage_of
+from tljax.weights.layout import Layout
+from tljax.weights.rules import Mapped, check, map_arrays
+from tljax.weights.stored import Checkpoint, Stored
+from tljax.weights.tables import LAYOUTS
+
+
+def layout_named(name: str) -> Layout:
+    """Return the layout of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"no layout {name!r}{did_you_mean(name, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def recognise_layout(checkpoint: Checkpoint) -> Layout:
+    """Tell the layout of a checkpoint from its keys.
+
+    Raises:
+        ValueError: no layout has these keys, or several have; the message names the keys or the layouts.
+    """
+    fitting = [layout for layout in LAYOUTS.values() if layout.prefix(checkpoint.arrays) is not None]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(repr(layout.name) for layout in fitting)
+        raise ValueError(f"{checkpoint.path} fits several layouts: {names}; choose one with layout=")
+    keys = sorted(checkpoint.arrays)
+    found = ", ".join(keys[:8]) + (f", ... ({len(keys)} in all)" if len(keys) > 8 else "")
+    raise ValueError(
+        f"{checkpoint.path} ({checkpoint.format}) is in no known layout; its keys are {found or 'none'}; known "
+        f"layouts: {', '.join(LAYOUTS)}. If it is one of these with other keys around it, choose it with layout="
+    )
+
+
+def fitted(architecture: Any, mapped: Mapped) -> Any:
+    """Return an architecture with the classes, channels and image size that a mapped checkpoint has."""
+    shapes = {path: array.shape for path, array in mapped.arrays.items()}
+    names = {item.name for item in dataclasses.fields(architecture)}
+    head = shapes.get("head/linear/kernel")
+    changes: dict[str, Any] = {"num_classes": head[-1] if head else 0}
+    first = architecture.stages[0]
+    kernel = next((shape for path, shape in shapes.items() if stage_of(path) == first and len(shape) == 4), None)
+    if kernel:
+        changes["in_channels"] = kernel[2]
+    if "has_head_bias" in names and head:
+        changes["has_head_bias"] = "head/linear/bias" in shapes
+    if "representation_width" in names:
+        changes["representation_width"] = shapes.get("pre_logits/linear/kernel", (0,))[-1]
+    if "hidden_width" in names and not any(path.startswith("fc1/") for path in shapes):
+        changes["hidden_width"] = 0
+    positions = shapes.get("embed/pos_embed")
+    if positions and len(positions) == 3:
+        patches = positions[1] - architecture.positioned_prefix_tokens
+        side = math.isqrt(max(patches, 1))
+        if patches != math.prod(architecture.grid) and side * side == patches:
+            changes["image_size"] = side * architecture.patch_size
+    return dataclasses.replace(architecture, **changes)
+
+
+def recognise_architecture(arrays: Mapping[str, Stored], layout: Layout, where: str) -> tuple[str, Any]:
+    """Find the one known architecture that a checkpoint without a config fits.
+
+    Args:
+        arrays: prefix removed.
+        layout: of the arrays.
+        where: what to call the checkpoint in errors.
+
+    Returns:
+        The name of the architecture, and the architecture itself, with the classes, channels and image size of the
+        checkpoint.
+
+    Raises:
+        ValueError: none fits, or several that compute different things from the same params do.
+    """
+    family = {name: known for name, known in ARCHITECTURES.items() if isinstance(known, layout.family)}
+    fitting: dict[str, Any] = {}
+    others: dict[str, tuple[int, Any, Mapped]] = {}
+    for name, registered in family.items():
+        known = layout.published(registered)
+        mapped = map_arrays(arrays, layout, known)
+        candidate = fitted(known, mapped)
+        differences = _num_differences(candidate, mapped)
+        if differences:
+            others[name] = (differences, candidate, mapped)
+        else:
+            fitting[name] = candidate
+    if not fitting:
+        nearest = min(others, key=lambda name: others[name][0])
+        problem = _mismatches(*others[nearest][1:], layout)
+        raise ValueError(
+            f"{where} is {layout.description}, and none of the known architectures fits it: {', '.join(family)}. Give "
+            f"architecture= by name, or as a {layout.family.__name__}. The nearest is {nearest!r}: {problem}"
+        )
+    if len(set(fitting.values())) > 1:
+        raise ValueError(
+            f"{where} fits several architectures, whose params have the same shapes: {', '.join(fitting)}; choose one "
+            "with architecture="
+        )
+    return next(iter(fitting.items()))
+
+
+def _num_differences(architecture: Any, mapped: Mapped) -> int:
+    """Count the stages whose params differ; all of them when the stages differ, which is told without any shape."""
+    held: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path, array in mapped.arrays.items():
+        held.setdefault(stage_of(path), {})[path] = array.shape
+    empty = {"head"} - set(held)
+    if set(held) | empty != set(architecture.stages):
+        return 10_000 + len(set(held) ^ set(architecture.stages))
+    net, different = Net(architecture), len(mapped.problems)
+    for stage in architecture.stages:
+        different += held.get(stage, {}) != net.stage_shapes(stage)
+        if different > 3:
+            return 100
+    return different
+
+
+def _mismatches(architecture: Any, mapped: Mapped, layout: Layout) -> ValueError | str:
+    net = Net(architecture)
+    try:
+        check(mapped, layout, architecture, {**net.shapes, **net.stat_shapes})
+    except ValueError as error:
+        return error
+    return "its stages differ"
