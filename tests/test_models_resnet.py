@@ -31,14 +31,15 @@ PUBLISHED = {
 
 def small(**changes):
     """Return a small net with random statistics and a head that is not zero, and images of an odd size for it."""
-    net = Net(dataclasses.replace(SMALL, **changes))
+    config = dataclasses.replace(SMALL, **changes)
+    net = Net(config)
     rng = np.random.default_rng(0)
     params, stats = net.init(jax.random.key(0))
-    if net.architecture.num_classes:
+    if config.num_classes:
         params["head/linear/kernel"] = jnp.asarray(rng.normal(size=params["head/linear/kernel"].shape), jnp.float32)
-    ranges = {"mean": (-0.5, 0.5), "var": (0.5, 2)}
+    ranges = {"mean": (-0.5, 0.5), "var": (0.5, 2.0)}
     stats = {
-        path: jnp.asarray(rng.uniform(*ranges[path.rsplit("/", 1)[1]], value.shape), jnp.float32)
+        path: jnp.asarray(rng.uniform(*ranges[path.rsplit("/", 1)[1]], size=value.shape), jnp.float32)
         for path, value in stats.items()
     }
     return net, params, stats, jnp.asarray(synthetic.images(37, 50))

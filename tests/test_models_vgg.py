@@ -12,7 +12,8 @@ from tests.golden.compare import opened
 from tljax.models import ARCHITECTURES, Net
 from tljax.models.vgg import VggConfig, adaptive_average_pool
 from tljax.paths import stage_of
-from tljax.weights.rules import check, map_arrays, strip_prefix
+from tljax.weights.rules import map_arrays, strip_prefix
+from tljax.weights.strict import check
 from tljax.weights.tables import LAYOUTS, vgg
 
 SMALL = VggConfig(convolutions=(1, 2), widths=(4, 6), use_norm=True, hidden_width=8, pool_grid=3, num_classes=3)

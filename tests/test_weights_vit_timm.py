@@ -8,8 +8,9 @@ import pytest
 from tests.golden import synthetic
 from tljax.models import Net, VitConfig
 from tljax.weights.recognise import recognise_layout
-from tljax.weights.rules import check, invert, map_arrays, strip_prefix
+from tljax.weights.rules import invert, map_arrays, strip_prefix
 from tljax.weights.stored import Checkpoint, stored
+from tljax.weights.strict import check
 from tljax.weights.tables import LAYOUTS, vit_npz, vit_timm
 
 SMALL = VitConfig(depth=4, width=16, num_heads=2, patch_size=4, image_size=(8, 12), num_classes=3)

@@ -12,8 +12,9 @@ import numpy as np
 from tests.golden import record, synthetic
 from tljax.models import FAMILIES, Net
 from tljax.weights.layout import Layout
-from tljax.weights.rules import Mapped, check, map_arrays, strip_prefix
+from tljax.weights.rules import Mapped, map_arrays, strip_prefix
 from tljax.weights.stored import Stored, stored
+from tljax.weights.strict import check
 from tljax.weights.tables import LAYOUTS
 
 FOLDER = record.FOLDER / "parity"

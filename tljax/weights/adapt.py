@@ -31,7 +31,7 @@ class NewHead:
     """
 
     init: str = "zeros"
-    class_priors: tuple[float, ...] | None = None
+    class_priors: Sequence[float] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.models import ARCHITECTURES, Net
-from tljax.models.net import HEAD
 from tljax.paths import stage_of
 from tljax.weights.adapt import target_architecture
-from tljax.weights.rules import check
-from tljax.weights.source import Source
+from tljax.weights.source import Source, check_source
 
 _FEW = 5
 
@@ -33,11 +31,8 @@ def describe(source: Source, *, num_classes: int | None = None, image_size: int 
     target = target_architecture(
         native, num_classes=num_classes, image_size=image_size, in_channels=None, patch_size=None
     )  # fmt: skip
-    net, wanted = Net(target), Net(native)
-    shapes: dict[str, Any] = {**wanted.shapes, **wanted.stat_shapes}
-    fresh = () if num_classes is None else tuple(path for path in net.shapes if stage_of(path) == HEAD)
-    gone = () if num_classes is None else tuple(path for path in shapes if stage_of(path) == HEAD)
-    report = check(source.mapped, source.layout, native, shapes, fresh={*fresh, *gone})
+    net = Net(target)
+    report = check_source(source, net, is_head_new=num_classes is not None)
     lines = [
         f"file          {checkpoint.path} ({checkpoint.format}, {len(checkpoint.arrays)} arrays)",
         f"layout        {source.layout.name}: {source.layout.description}",
@@ -48,9 +43,9 @@ def describe(source: Source, *, num_classes: int | None = None, image_size: int 
         "",
         *_stages(source, net),
         "",
-        f"{len(report.used)} keys used, {len(report.ignored)} ignored, {len(fresh)} params fresh",
+        f"{len(report.used)} keys used, {len(report.ignored)} ignored, {len(report.fresh)} params fresh",
         *_listed("ignored", report.ignored),
-        *_listed("fresh", fresh),
+        *_listed("fresh", report.fresh),
     ]
     if image_size is not None and target != native:
         lines.append(

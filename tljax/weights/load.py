@@ -16,8 +16,8 @@ from tljax.plain import fingerprint
 from tljax.preprocess import Preprocess
 from tljax.weights.adapt import NewHead, adapt, class_indices, select_classes, target_architecture
 from tljax.weights.options import check_options, prepared
-from tljax.weights.rules import LoadReport, check
-from tljax.weights.source import Source, open_source
+from tljax.weights.source import Source, check_source, open_source
+from tljax.weights.strict import LoadReport
 
 Size = int | tuple[int, int]
 
@@ -136,19 +136,11 @@ def _read(
     source: Source, target: Any, new_head: NewHead | None, indices: Sequence[int] | None, dtype: str
 ) -> tuple[dict[str, Array], LoadReport]:
     """Check every key and shape, then read, adapt and copy one array after the other."""
-    native = source.architecture
-    wanted, net = Net(native), Net(target)
-    shapes: dict[str, Any] = {**wanted.shapes, **wanted.stat_shapes}
-    fresh: dict[str, Any] = {}
-    replaced: set[str] = set()
-    if new_head is not None:
-        fresh = {path: leaf for path, leaf in net.shapes.items() if stage_of(path) == HEAD}
-        # A head that gives way to a new one is not wanted, whatever its size; nor are stages that go with it.
-        replaced = {path for path in (*shapes, *source.mapped.arrays) if _is_replaced(path, net)}
-    report = check(source.mapped, source.layout, native, shapes, fresh=replaced)
+    native, net = source.architecture, Net(target)
+    report = check_source(source, net, is_head_new=new_head is not None)
     arrays: dict[str, Array] = {}
     if new_head is not None:
-        drawn = new_head.arrays({path: leaf.shape for path, leaf in fresh.items()})
+        drawn = new_head.arrays({path: net.shapes[path].shape for path in report.fresh})
         arrays = {path: jnp.array(array, dtype) for path, array in drawn.items()}
     for path in (*net.shapes, *net.stat_shapes):
         if path in arrays:
@@ -157,8 +149,4 @@ def _read(
         array = select_classes(path, adapt(path, array, native, target, source.layout.positions), indices)
         # A copy: JAX may otherwise lay its array over the memory of the file.
         arrays[path] = jnp.array(array, dtype if path in net.shapes else "float32", copy=True)
-    return arrays, dataclasses.replace(report, fresh=tuple(sorted(fresh)))
-
-
-def _is_replaced(path: str, net: Net) -> bool:
-    return stage_of(path) == HEAD or stage_of(path) not in net.stages
+    return arrays, report

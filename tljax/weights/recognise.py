@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tljax.models import ARCHITECTURES, Net
+from tljax.models.net import HEAD
 from tljax.paths import did_you_mean, stage_of
 from tljax.weights.layout import Layout
-from tljax.weights.rules import Mapped, check, map_arrays
+from tljax.weights.rules import Mapped, map_arrays
 from tljax.weights.stored import Checkpoint, Stored
+from tljax.weights.strict import check
 from tljax.weights.tables import LAYOUTS
 
 
@@ -84,46 +86,46 @@ def recognise_architecture(arrays: Mapping[str, Stored], layout: Layout, where: 
     Raises:
         ValueError: none fits, or several that compute different things from the same params do.
     """
-    family = {name: known for name, known in ARCHITECTURES.items() if isinstance(known, layout.family)}
-    fitting: dict[str, Any] = {}
-    others: dict[str, tuple[int, Any, Mapped]] = {}
-    for name, registered in family.items():
-        known = layout.published(registered)
-        mapped = map_arrays(arrays, layout, known)
-        candidate = fitted(known, mapped)
-        differences = _num_differences(candidate, mapped)
-        if differences:
-            others[name] = (differences, candidate, mapped)
-        else:
-            fitting[name] = candidate
+    family = {
+        name: layout.published(known) for name, known in ARCHITECTURES.items() if isinstance(known, layout.family)
+    }
+    # Some names stand for one and the same net.
+    candidates = {known: _candidate(arrays, layout, known) for known in dict.fromkeys(family.values())}
+    fitting = {known: fit for known, (fit, mapped) in candidates.items() if not _num_differences(fit, mapped, most=0)}
+    names = [name for name, known in family.items() if known in fitting]
     if not fitting:
-        nearest = min(others, key=lambda name: others[name][0])
-        problem = _mismatches(*others[nearest][1:], layout)
+        nearest = min(family, key=lambda name: _num_differences(*candidates[family[name]], most=3))
         raise ValueError(
             f"{where} is {layout.description}, and none of the known architectures fits it: {', '.join(family)}. Give "
-            f"architecture= by name, or as a {layout.family.__name__}. The nearest is {nearest!r}: {problem}"
+            f"architecture= by name, or as a {layout.family.__name__}. The nearest is {nearest!r}: "
+            f"{_mismatches(*candidates[family[nearest]], layout)}"
         )
     if len(set(fitting.values())) > 1:
         raise ValueError(
-            f"{where} fits several architectures, whose params have the same shapes: {', '.join(fitting)}; choose one "
+            f"{where} fits several architectures, whose params have the same shapes: {', '.join(names)}; choose one "
             "with architecture="
         )
-    return next(iter(fitting.items()))
+    return names[0], next(iter(fitting.values()))
 
 
-def _num_differences(architecture: Any, mapped: Mapped) -> int:
-    """Count the stages whose params differ; all of them when the stages differ, which is told without any shape."""
+def _candidate(arrays: Mapping[str, Stored], layout: Layout, known: Any) -> tuple[Any, Mapped]:
+    mapped = map_arrays(arrays, layout, known)
+    return fitted(known, mapped), mapped
+
+
+def _num_differences(architecture: Any, mapped: Mapped, *, most: int) -> int:
+    """Count the stages whose params differ, up to one more than `most`; other stages count more than any of these."""
     held: dict[str, dict[str, tuple[int, ...]]] = {}
     for path, array in mapped.arrays.items():
         held.setdefault(stage_of(path), {})[path] = array.shape
-    empty = {"head"} - set(held)
-    if set(held) | empty != set(architecture.stages):
-        return 10_000 + len(set(held) ^ set(architecture.stages))
+    others = (set(held) | {HEAD}) ^ set(architecture.stages)
+    if others:
+        return 10_000 + len(others)
     net, different = Net(architecture), len(mapped.problems)
     for stage in architecture.stages:
         different += held.get(stage, {}) != net.stage_shapes(stage)
-        if different > 3:
-            return 100
+        if different > most:
+            break
     return different
 
 

@@ -1,11 +1,15 @@
 """From a name to weights that are found and recognised, and not yet read."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tljax.models import Net
 from tljax.models import architecture as architecture_named
+from tljax.models.net import HEAD
+from tljax.paths import stage_of
 from tljax.preprocess import Preprocess
 from tljax.weights.catalog import entry
 from tljax.weights.catalog_entries import CATALOG
@@ -17,6 +21,7 @@ from tljax.weights.read import read_checkpoint
 from tljax.weights.recognise import fitted, layout_named, recognise_architecture, recognise_layout
 from tljax.weights.rules import Mapped, map_arrays, strip_prefix
 from tljax.weights.stored import Checkpoint
+from tljax.weights.strict import LoadReport, check
 
 TIMM_OWNER = "timm"
 
@@ -105,7 +110,10 @@ def _recognised(
     licence: str,
     class_names: tuple[str, ...] | None,
 ) -> Source:
-    arrays = strip_prefix(checkpoint.arrays, layout)
+    try:
+        arrays = strip_prefix(checkpoint.arrays, layout)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from error
     name = architecture if isinstance(architecture, str) else ""
     if architecture is None:
         name, native = recognise_architecture(arrays, layout, str(checkpoint.path))
@@ -128,6 +136,36 @@ def _recognised(
         preprocess=preprocess,
         class_names=class_names,
     )
+
+
+def check_source(source: Source, net: Net, *, is_head_new: bool) -> LoadReport:
+    """Compare the keys and shapes of a source with what its architecture wants.
+
+    Args:
+        source: from `open_source`.
+        net: that is to hold the params.
+        is_head_new: the head of the source, and stages that go with it, give way to those of `net`, whatever their
+            size.
+
+    Returns:
+        The report on a load; `fresh` are the params of the new head.
+
+    Raises:
+        ValueError: see `strict.check`; the message names the file.
+    """
+    native = Net(source.architecture)
+    shapes: dict[str, Any] = {**native.shapes, **native.stat_shapes}
+    replaced: set[str] = set()
+    fresh: tuple[str, ...] = ()
+    if is_head_new:
+        fresh = tuple(sorted(path for path in net.shapes if stage_of(path) == HEAD))
+        kept = set(net.stages) - {HEAD}
+        replaced = {path for path in (*shapes, *source.mapped.arrays) if stage_of(path) not in kept}
+    try:
+        report = check(source.mapped, source.layout, source.architecture, shapes, fresh=replaced)
+    except ValueError as error:
+        raise ValueError(f"{source.checkpoint.path}: {error}") from error
+    return dataclasses.replace(report, fresh=fresh)
 
 
 def preprocess_of(source: Source, given: Preprocess | Mapping[str, Any] | None) -> Preprocess:
