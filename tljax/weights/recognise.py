@@ -14,6 +14,12 @@ from tljax.weights.stored import Checkpoint, Stored
 from tljax.weights.strict import check
 from tljax.weights.tables import LAYOUTS
 
+_ONNX_HINT = (
+    ". Exporters of torch fold BatchNorm into the convolutions unless they are told not to: "
+    "torch.onnx.export(..., training=TrainingMode.PRESERVE, do_constant_folding=False), or with dynamo=True, "
+    "optimize=False"
+)
+
 
 def layout_named(name: str) -> Layout:
     """Return the layout of that name.
@@ -40,9 +46,10 @@ def recognise_layout(checkpoint: Checkpoint) -> Layout:
         raise ValueError(f"{checkpoint.path} fits several layouts: {names}; choose one with layout=")
     keys = sorted(checkpoint.arrays)
     found = ", ".join(keys[:8]) + (f", ... ({len(keys)} in all)" if len(keys) > 8 else "")
+    hint = _ONNX_HINT if checkpoint.format == "onnx" else ""
     raise ValueError(
         f"{checkpoint.path} ({checkpoint.format}) is in no known layout; its keys are {found or 'none'}; known "
-        f"layouts: {', '.join(LAYOUTS)}. If it is one of these with other keys around it, choose it with layout="
+        f"layouts: {', '.join(LAYOUTS)}. If it is one of these with other keys around it, choose it with layout={hint}"
     )
 
 

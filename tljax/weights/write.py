@@ -187,16 +187,18 @@ def _timm_config(name: str, settings: Mapping[str, Any], classifier: str | list[
 
 def _registered(architecture: Any, layout: Layout, names: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """Find the name of an architecture, apart from classes and channels, and timm's arguments for those."""
-    for name, ours in names.items():
-        known = dataclasses.replace(
-            layout.published(ARCHITECTURES[ours]),
-            num_classes=architecture.num_classes,
-            in_channels=architecture.in_channels,
-        )
-        if known == architecture:
-            channels = {} if architecture.in_channels == 3 else {"in_chans": architecture.in_channels}
-            return name, channels
-    raise ValueError(f"timm has no name for {architecture}; it has {', '.join(names)}")
+    same = {"num_classes": architecture.num_classes, "in_channels": architecture.in_channels}
+    known = {name: dataclasses.replace(layout.published(ARCHITECTURES[ours]), **same) for name, ours in names.items()}
+    nearest = min(known, key=lambda name: len(_differences(known[name], architecture)))
+    differences = _differences(known[nearest], architecture)
+    if differences:
+        raise ValueError(f"timm has no net like this one; the nearest, {nearest!r}, has {'; '.join(differences)}")
+    return nearest, {} if architecture.in_channels == 3 else {"in_chans": architecture.in_channels}
+
+
+def _differences(theirs: Any, ours: Any) -> list[str]:
+    pairs = ((item.name, getattr(theirs, item.name), getattr(ours, item.name)) for item in dataclasses.fields(theirs))
+    return [f"{name} {value!r} where this has {own!r}" for name, value, own in pairs if value != own]
 
 
 def _torchvision(layout: str) -> Callable[[Any], Published]:
