@@ -21,8 +21,8 @@ def test_every_entry_is_whole(name):
     assert item.licence
     says_itself = item.source.startswith(("hf:", "timm:"))
     assert says_itself or item.source.startswith(("https://", "package:"))
-    assert (item.layout == "") == (item.preprocess is None) == says_itself
-    assert not item.layout or LAYOUTS[item.layout].family is type(ARCHITECTURES[item.architecture])
+    assert (item.preprocess is None) == says_itself
+    assert LAYOUTS[item.layout].family is type(ARCHITECTURES[item.architecture])
     assert item.sha256 or not item.source.startswith("https://")
     assert item.install or not item.source.startswith("package:")
 

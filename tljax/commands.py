@@ -19,7 +19,7 @@ def models(arguments: Sequence[str]) -> int:
     """List the catalog: tljax models [PATTERN].
 
     PATTERN is a shell pattern, as 'resnet50.*', or a part of a name. Params are those without a classifier; GFLOPs are
-    XLA's count for one image forward, a multiply-add as two. The hub's repositories say their layout themselves.
+    XLA's count for one image forward, a multiply-add as two.
     """
     values = _flags()
     pattern = _positional(values, arguments, "PATTERN", least=0) or "*"
@@ -29,7 +29,7 @@ def models(arguments: Sequence[str]) -> int:
         size = known[key(item.architecture, item.image_size)]
         source = item.source.rpartition("/")[2] if item.source.startswith("https:") else item.source
         numbers = (f"{size['params_m']:.1f}", f"{size['gflops']:.1f}", f"{item.image_size}")
-        rows.append((name, *numbers, item.layout or "by its files", source, item.licence))
+        rows.append((name, *numbers, item.layout, source, item.licence))
     print(_table(rows))
     return 0
 

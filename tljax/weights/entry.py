@@ -18,9 +18,9 @@ class Entry:
 
     Args:
         architecture: name in `tljax.models.ARCHITECTURES`.
-        source: "hf:OWNER/NAME" or "timm:NAME" on the hub, which says layout and preprocessing itself; an
+        source: "hf:OWNER/NAME" or "timm:NAME" on the hub, which says its preprocessing itself; an
             "https://" address of a file; or "package:NAME/FILE" in an installed package.
-        layout: of the file, where the source does not say it.
+        layout: of the file; of a repository on the hub, which may hold several, that of its usual one.
         preprocess: what the weights want done to images, where the source does not say it.
         description: what they are, for reports.
         licence: of the weights.
@@ -32,7 +32,7 @@ class Entry:
 
     architecture: str
     source: str
-    layout: str = ""
+    layout: str
     preprocess: Preprocess | None = None
     description: str
     licence: str
