@@ -14,7 +14,7 @@ demo: .venv/demo.installed
 	$(BIN)/tljax transfer --config=configs/demo.py --workdir=runs/demo
 
 test: .venv/test.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/test.installed
 	$(BIN)/python -m pytest -m slow
