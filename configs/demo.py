@@ -57,15 +57,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # `freeze` names the first stage that is trained. One block and four epochs are what the minutes allow; where there
     # is more time, `block_10`, 20 epochs and 8 views at 224 px are the recipe to start from.
     config.groups = dict(freeze="block_11", rates=dict(body=1.0, head=3.0))
+    # Of the 8 flips and quarter turns: each more costs half a minute of prefix, and four epochs see few of them.
+    config.augment = dict(views=2)
     config.prefix = dict(dtype="float16", batch_size=32)
-    config.optimizer = dict(weight_decay=0.05, clip_norm=1.0)
+    config.optimizer = dict(name="adamw", weight_decay=0.05, clip_norm=1.0)
+    config.schedule = dict(name="cosine", learning_rate=3e-4, warmup_fraction=0.1)
+    config.loss = dict(name="softmax", label_smoothing=0.0)
     config.finetune = dict(
         epochs=4,
         batch_size=32,
-        learning_rate=3e-4,
-        warmup_fraction=0.1,
-        # Of the 8 flips and quarter turns: each more costs half a minute of prefix, and four epochs see few of them.
-        views=2,
         use_prefix_cache=True,
         checkpoint_every=100,
         evaluate_every=50,

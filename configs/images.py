@@ -30,15 +30,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.mlp = dict(width=64, weight_decays=(0.01, 1.0), num_steps=100, num_stops=10)
 
     config.groups = dict(freeze="block_10", rates=dict(body=1.0, head=3.0))
+    # Of the 8 flips and quarter turns: 2 is the image and its mirror image, right for most photographs.
+    config.augment = dict(views=2)
     config.prefix = dict(dtype="float16", batch_size=16)
-    config.optimizer = dict(weight_decay=0.05, clip_norm=1.0)
+    config.optimizer = dict(name="adamw", weight_decay=0.05, clip_norm=1.0)
+    config.schedule = dict(name="cosine", learning_rate=3e-4, warmup_fraction=0.1)
+    config.loss = dict(name="softmax", label_smoothing=0.0)
     config.finetune = dict(
         epochs=10,
         batch_size=32,
-        learning_rate=3e-4,
-        warmup_fraction=0.1,
-        # Of the 8 flips and quarter turns: 2 is the image and its mirror image, right for most photographs.
-        views=2,
         use_prefix_cache=True,
         checkpoint_every=100,
         evaluate_every=50,

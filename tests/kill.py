@@ -7,6 +7,7 @@ imported the heavy modules and has not started JAX, so one starts in a fraction 
 
 import functools
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -57,6 +58,16 @@ def kill_and_finish(job: Callable[..., None], *arguments: Any, kills: int, withi
             _check_ended(process)
     finish(job, *arguments)
     return num_killed
+
+
+def dies(job: Callable[..., None], *arguments: Any) -> bool:
+    """Run the job; tell whether it was killed, as by its own hand, and not finished."""
+    process = _start_until_ready(job, arguments)
+    process.join(TIMEOUT_S)
+    if process.exitcode == -signal.SIGKILL:
+        return True
+    _check_ended(process)
+    return False
 
 
 def _start_until_ready(job: Callable[..., None], arguments: tuple) -> ForkServerProcess:

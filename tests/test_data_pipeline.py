@@ -1,19 +1,22 @@
 """The stream: a function of (seed, step), each epoch a permutation, padding marked."""
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tljax.data.augment import dihedral
+from tljax.data.augment import Augment, dihedral
 from tljax.data.decode import decode_image
 from tljax.data.pipeline import ordered_batches, training_batches
+from tljax.data.sampling import epoch_indices
 from tljax.data.sources import open_source
 from tljax.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=8)
 INDICES = np.array([9, 0, 3, 4, 7, 1, 8])
+ALL_CHANGES = Augment(views=8, crop_scale=(0.2, 1.0), trivial_augment=True, erasing_probability=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def expected_image(source, index, view):
 
 
 def take(source, count, **options):
-    arguments = {"batch_size": 4, "seed": 3} | options
+    arguments: dict[str, Any] = {"batch_size": 4, "seed": 3} | options
     return list(islice(training_batches(source, INDICES, PREPROCESS, **arguments), count))
 
 
@@ -84,13 +87,55 @@ def test_views_are_drawn_anew_each_epoch_from_the_first_ones(source):
         np.testing.assert_array_equal(np.unique(view[index == position]), np.arange(4))
 
 
+def test_streams_of_views_are_those_of_earlier_versions(source):
+    # Written down from the stream before there was anything but views: runs that were stopped go on.
+    for options, index, view in (
+        ({}, [[7, 4, 9, 1], [0, 8, 3, 3]], [[5, 6, 5, 7], [5, 2, 7, 3]]),
+        ({"views": 4, "start_step": 3}, [[1, 4, 7, 9], [1, 3, 8, 4]], [[0, 2, 3, 0], [2, 3, 3, 2]]),
+    ):
+        batches = take(source, 2, **options)
+        assert [batch["index"].tolist() for batch in batches] == index
+        assert [batch["view"].tolist() for batch in batches] == view
+
+
+def test_augment_of_views_alone_is_the_stream_of_views(source):
+    assert_same(take(source, 4, augment=Augment(views=4)), take(source, 4, views=4))
+
+
+def test_augmented_images_differ_each_time_and_keep_their_labels(source):
+    # Views are drawn as they are without other changes.
+    batches, plain = take(source, 14, augment=ALL_CHANGES), take(source, 14)
+    for batch, other in zip(batches, plain, strict=True):
+        for key in ("index", "view", "label"):
+            np.testing.assert_array_equal(batch[key], other[key])
+        assert (batch["image"].shape, batch["image"].dtype) == ((4, 8, 8, 3), np.uint8)
+    # Not all 56: a translation by 8 pixels or more leaves black only.
+    assert len({image.tobytes() for batch in batches for image in batch["image"]}) > 45
+
+
+def test_images_need_not_be_square(source):
+    preprocess = Preprocess(size=(6, 8))
+    augment = Augment(views=4, crop_scale=(0.5, 1.0), trivial_augment=True)
+    batch = next(training_batches(source, INDICES, preprocess, 4, 3, augment=augment))
+    assert batch["image"].shape == (4, 6, 8, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"augment": ALL_CHANGES, "sampling": "class_balanced"}])
 @pytest.mark.parametrize("start_step", [1, 5])
-def test_resumed_stream_is_the_tail_of_the_whole(source, start_step):
-    assert_same(take(source, 8)[start_step:], take(source, 8 - start_step, start_step=start_step))
+def test_resumed_stream_is_the_tail_of_the_whole(source, start_step, options):
+    assert_same(take(source, 8, **options)[start_step:], take(source, 8 - start_step, start_step=start_step, **options))
 
 
-def test_stream_is_the_same_with_a_worker_process(source):
-    assert_same(take(source, 4, start_step=2), take(source, 4, start_step=2, num_workers=1))
+@pytest.mark.parametrize("options", [{}, {"augment": ALL_CHANGES, "sampling": "class_balanced"}])
+def test_stream_is_the_same_with_worker_processes(source, options):
+    alone = take(source, 5, start_step=2, **options)
+    assert_same(alone, take(source, 5, start_step=2, num_workers=2, **options))
+
+
+def test_class_balanced_epochs_follow_each_other(source):
+    stream = np.concatenate([batch["index"] for batch in take(source, 14, sampling="class_balanced")])
+    epochs = [epoch_indices(INDICES, source.labels, 3, epoch, sampling="class_balanced") for epoch in range(8)]
+    np.testing.assert_array_equal(stream, np.concatenate(epochs))
 
 
 def test_neighbouring_seeds_share_no_epoch(source):
@@ -108,8 +153,14 @@ def test_arguments_out_of_range_are_named(source):
         ordered_batches(source, np.array([], np.int64), PREPROCESS, 4)
     with pytest.raises(ValueError, match="batch_size is 0"):
         training_batches(source, INDICES, PREPROCESS, 0, 3)
-    with pytest.raises(ValueError, match="views 9"):
+    with pytest.raises(ValueError, match="views is 9"):
         training_batches(source, INDICES, PREPROCESS, 4, 3, views=9)
+    with pytest.raises(ValueError, match="start_step -1, num_workers 0"):
+        training_batches(source, INDICES, PREPROCESS, 4, 3, start_step=-1)
+    with pytest.raises(ValueError, match="views is 4 and augment has views 8: give one of them"):
+        training_batches(source, INDICES, PREPROCESS, 4, 3, views=4, augment=ALL_CHANGES)
+    with pytest.raises(ValueError, match="no sampling 'balanced'"):
+        training_batches(source, INDICES, PREPROCESS, 4, 3, sampling="balanced")
 
 
 def test_damaged_image_stops_the_stream_by_name(tmp_path):

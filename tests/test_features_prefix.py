@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from tests.test_features_extract import NET, PREPROCESS, draw_arrays, pixels, write_images
+from tljax.data.sampling import epoch_indices
+from tljax.data.splits import hashed_seed
 from tljax.features import build_prefix, feature_spec, prefix_batches, prefix_spec
 from tljax.features.store import FeatureStore
 
@@ -36,8 +38,8 @@ def store(source, tmp_path_factory) -> FeatureStore:
     )
 
 
-def take(store, count, *, seed=3, batch_size=3, views=VIEWS, start_step=0, indices=INDICES):
-    stream = prefix_batches(store, indices, LABELS, batch_size, seed, start_step=start_step, views=views)
+def take(store, count, *, seed=3, batch_size=3, indices=INDICES, labels=LABELS, **options):
+    stream = prefix_batches(store, indices, labels, batch_size, seed, **{"views": VIEWS, **options})
     return list(itertools.islice(stream, count))
 
 
@@ -98,6 +100,28 @@ def test_a_stream_begins_at_any_step(store, start_step):
         np.testing.assert_array_equal(column(whole[start_step:], name), column(rest, name))
 
 
+def test_the_stream_is_that_of_earlier_versions(store):
+    batches = take(store, 14, sampling="uniform")
+    for epoch, (images, views) in enumerate(
+        zip(*(column(batches, name).reshape(6, 7) for name in ("index", "view")), strict=True)
+    ):
+        order = np.random.default_rng(hashed_seed(3, f"order of epoch {epoch}"))
+        np.testing.assert_array_equal(images, order.permutation(INDICES))
+        drawn = np.random.default_rng(hashed_seed(3, f"views of epoch {epoch}")).integers(VIEWS, size=7)
+        np.testing.assert_array_equal(views, drawn)
+
+
+@pytest.mark.parametrize("start_step", [0, 4])
+def test_class_balanced_epochs_follow_each_other(store, start_step):
+    labels = np.array([0] * 8 + [1] * 2, np.int32)
+    options = {"labels": labels, "sampling": "class_balanced"}
+    batches = take(store, 14 - start_step, start_step=start_step, **options)
+    epochs = [epoch_indices(INDICES, labels, 3, epoch, sampling="class_balanced") for epoch in range(6)]
+    np.testing.assert_array_equal(column(batches, "index"), np.concatenate(epochs)[3 * start_step :])
+    np.testing.assert_array_equal(column(batches, "label"), labels[column(batches, "index")])
+    np.testing.assert_array_equal(column(batches, "view"), column(take(store, 14)[start_step:], "view"))
+
+
 def test_neighbouring_seeds_share_no_epoch(store):
     def epochs(seed):
         return {tuple(batch["index"].tolist()) for batch in take(store, 8, seed=seed, batch_size=len(INDICES))}
@@ -118,3 +142,5 @@ def test_wrong_arguments_are_named(store):
         take(store, 1, indices=np.array([], np.int64))
     with pytest.raises(ValueError, match="got 3 labels for the 10 images"):
         prefix_batches(store, INDICES, LABELS[:3], 2, 0)
+    with pytest.raises(ValueError, match="no sampling 'balanced'"):
+        prefix_batches(store, INDICES, LABELS, 2, 0, sampling="balanced")

@@ -3,11 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax.finetune.losses import example_shares, is_correct, softmax_cross_entropy
+from tljax.finetune.losses import (
+    class_weights,
+    example_shares,
+    is_correct,
+    one_hot_targets,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+)
 
 RNG = np.random.default_rng(3)
 SCORES = (4 * RNG.normal(size=(5, 3))).astype(np.float32)
 LABELS = np.array([0, 2, 1, 1, 0], np.int32)
+TARGETS = RNG.dirichlet(np.ones(3), size=5).astype(np.float32)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -32,14 +40,100 @@ def test_a_label_out_of_range_gives_nan(label):
     assert np.isnan(losses).tolist() == [False, True, False, False, False]
 
 
-def test_smoothing_of_everything_is_refused():
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_soft_targets_give_the_divergence_plus_their_entropy(label_smoothing):
+    target = (1 - label_smoothing) * TARGETS.astype(np.float64) + label_smoothing / 3
+    probabilities = np.exp(SCORES.astype(np.float64))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    wanted = np.sum(target * np.log(target / probabilities) - target * np.log(target), axis=1)
+    got = softmax_cross_entropy(jnp.asarray(SCORES), jnp.asarray(TARGETS), label_smoothing=label_smoothing)
+    np.testing.assert_allclose(got, wanted, atol=3e-6)  # float32 losses up to about 10
+
+
+def test_one_hot_targets_are_labels():
+    targets = one_hot_targets(jnp.asarray(LABELS), 3)
+    assert targets.dtype == jnp.float32
+    np.testing.assert_array_equal(targets, np.eye(3)[LABELS])
+    for scores in (jnp.asarray(SCORES), jnp.asarray(SCORES, jnp.bfloat16)):
+        of_labels = softmax_cross_entropy(scores, jnp.asarray(LABELS), label_smoothing=0.1)
+        np.testing.assert_array_equal(softmax_cross_entropy(scores, targets, label_smoothing=0.1), of_labels)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_is_a_target_of_nan(label):
+    targets = one_hot_targets(jnp.asarray(LABELS).at[1].set(label), 3)
+    assert np.isnan(targets).all(axis=1).tolist() == [False, True, False, False, False]
+    for loss in (softmax_cross_entropy, sigmoid_cross_entropy):
+        losses = loss(jnp.asarray(SCORES), targets, label_smoothing=0.1)
+        assert np.isnan(losses).tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_sigmoid_cross_entropy_is_the_mean_of_two_class_losses(label_smoothing):
+    present = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]], np.float32)
+    exact, target = SCORES.astype(np.float64), present * (1 - label_smoothing) + label_smoothing / 2
+    probabilities = 1 / (1 + np.exp(-exact))
+    wanted = -np.mean(target * np.log(probabilities) + (1 - target) * np.log(1 - probabilities), axis=1)
+    got = sigmoid_cross_entropy(jnp.asarray(SCORES), jnp.asarray(present), label_smoothing=label_smoothing)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_sigmoid_cross_entropy_stands_extreme_scores():
+    scores = jnp.asarray([[30.0, -30.0], [200.0, -200.0], [-200.0, 200.0]])
+    targets = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    losses, grads = jax.vmap(jax.value_and_grad(lambda one, to: sigmoid_cross_entropy(one[None], to[None])[0]))(
+        scores, targets
+    )
+    np.testing.assert_allclose(losses, [np.log1p(np.exp(-30.0)), 0, 200], rtol=1e-6)
+    # d loss / d score = (sigmoid(score) - target) / k
+    np.testing.assert_allclose(grads[2], [-0.5, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_smoothing_of_everything_is_refused(loss):
     with pytest.raises(ValueError, match=r"label_smoothing is 1\.0"):
-        softmax_cross_entropy(jnp.asarray(SCORES), jnp.asarray(LABELS), label_smoothing=1.0)
+        loss(jnp.asarray(SCORES), jnp.asarray(TARGETS), label_smoothing=1.0)
 
 
 def test_is_correct():
     scores = jnp.asarray([[1.0, 2.0], [2.0, 1.0]])
     assert is_correct(scores, jnp.asarray([1, 1])).tolist() == [1.0, 0.0]
+    assert is_correct(scores, jnp.asarray([[0.4, 0.6], [0.1, 0.9]])).tolist() == [1.0, 0.0]
+
+
+def test_inverse_weights_give_every_class_the_same_total():
+    labels = np.array([0] * 6 + [1] * 3 + [2], np.int32)
+    weights = class_weights(labels, 3, kind="inverse")
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, [10 / 18, 10 / 9, 10 / 3], rtol=1e-6)  # n / (k n_c)
+    np.testing.assert_allclose(weights[labels].mean(), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
+def test_effective_weights_are_those_of_the_paper(beta):
+    labels = np.array([0] * 60 + [1] * 3 + [2], np.int64)
+    # Cui et al., Proposition 1 by its sum: E_n = sum_j beta^(j - 1); eq. 4: weights in proportion to 1 / E_n.
+    shares = np.array([1 / sum(beta**power for power in range(count)) for count in (60, 3, 1)])
+    weights = class_weights(labels, 3, kind="effective", beta=beta)
+    np.testing.assert_allclose(weights / weights[2], shares / shares[2], rtol=1e-6)
+    np.testing.assert_allclose(weights[labels].mean(), 1, rtol=1e-6)
+
+
+def test_classes_that_cannot_be_weighed_are_named():
+    labels = np.array([0, 2, 2, 5])
+    with pytest.raises(ValueError, match=r"classes \[1, 3, 4\] of 6 have no examples among the 4"):
+        class_weights(labels, 6, kind="inverse")
+    with pytest.raises(ValueError, match=r"1 labels are not in 0\.\.4, the first is 5"):
+        class_weights(labels, 5, kind="inverse")
+    with pytest.raises(ValueError, match=r"no class weights 'inverted' \(did you mean 'inverse'\?\)"):
+        class_weights(labels, 6, kind="inverted")
+
+
+@pytest.mark.parametrize(("kind", "beta"), [("effective", None), ("effective", 1.0), ("inverse", 0.9)])
+def test_beta_goes_with_effective_weights(kind, beta):
+    with pytest.raises(ValueError, match=f"beta is {beta}, wanted .* got '{kind}'"):
+        class_weights(LABELS, 3, kind=kind, beta=beta)
 
 
 def test_shares_sum_to_one_over_the_mapped_axis():

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -7,13 +8,16 @@ import optax
 import pytest
 from flax import jax_utils
 
-from tests.finetuning import BATCH_SIZE, assert_same_bits, make_batch, make_job
+from tests.finetuning import BATCH_SIZE, ONE, assert_same_bits, make_batch, make_job
 from tests.toy import toy_conv
+from tljax.finetune.devices import make_eval_step, make_mesh, make_pmap_step, make_train_step, predict
+from tljax.finetune.lora import init_lora
 from tljax.finetune.losses import softmax_cross_entropy
-from tljax.finetune.step import make_eval_step, make_mesh, make_pmap_step, make_train_step, predict
-from tljax.models import Net, VitConfig
+from tljax.finetune.mix import Mix
+from tljax.finetune.state import Fixed
+from tljax.models import Net, ResNetConfig, VitConfig
+from tljax.models.noise import Regularise
 
-ONE = make_mesh(jax.devices()[:1])
 EIGHT = make_mesh(jax.devices())
 VIT = Net(VitConfig(depth=1, width=16, num_heads=2, patch_size=8, image_size=16, num_classes=2))
 START = "block_00"
@@ -91,8 +95,8 @@ def test_frozen_params_and_the_callers_arrays_keep_every_bit(mesh):
     before = jax.tree.map(np.array, job.params)
     state, frozen, _ = take_steps(job, vit_step(mesh), mesh, 3)
     assert_same_bits(job.params, before)
-    assert_same_bits(frozen, job.groups.split(before)[1])
-    assert {*state.trained, *frozen} == before.keys()
+    assert_same_bits(frozen.params, job.groups.split(before)[1])
+    assert {*state.trained, *frozen.params} == before.keys()
     assert all(np.any(np.asarray(value) != before[path]) for path, value in state.trained.items())
 
 
@@ -154,10 +158,10 @@ def test_without_weights_the_loss_is_the_plain_mean_of_the_loss_given():
 def test_training_from_stored_activations_equals_training_from_images():
     job = vit_job()
     from_images, _, _ = take_steps(job, vit_step(ONE), ONE, 2)
-    step = make_train_step(functools.partial(job.body, start=START), ONE)
+    step = make_train_step(functools.partial(job.body, forward=dataclasses.replace(job.forward, start=START)), ONE)
     run_prefix = jax.jit(functools.partial(job.net.apply, stop=START))
     state, frozen = job.place(ONE)
-    running = {path: value for path, value in frozen.items() if path >= START}
+    running = Fixed(params={path: value for path, value in frozen.params.items() if path >= START})
     for index in range(2):
         batch = make_batch(index, 16)
         activation, _ = run_prefix(job.params, {}, job.preprocess.normalise(jnp.asarray(batch.pop("image"))))
@@ -179,3 +183,159 @@ def test_predict_drops_the_rows_that_pad():
     np.testing.assert_array_equal(indices, np.arange(100, 111))
     # Eight shares and one batch round differently.
     np.testing.assert_allclose(probabilities, jax.nn.softmax(scores)[:11], atol=1e-6)
+
+
+MIXED = {"mix": Mix(mixup_alpha=0.5, cutmix_alpha=1.0), "seed": 5, "average_decay": 0.9}
+
+
+def noisy_job(**settings):
+    regularise = Regularise(dropout=0.3, stochastic_depth=0.4)
+    net = Net(VitConfig(depth=2, width=16, num_heads=2, patch_size=8, image_size=16, num_classes=2))
+    return make_job(net, 16, freeze=START, forward={"regularise": regularise}, **{**MIXED, **settings})
+
+
+def test_what_is_drawn_does_not_depend_on_devices_or_parts():
+    """Dropout, stochastic depth and mixing: 1 device, 8 devices, pmap over 8, and four parts one after the other."""
+    job = noisy_job()
+    one, _, metrics_of_one = take_steps(job, make_train_step(job.body, ONE), ONE, 2)
+    eight, _, metrics_of_eight = take_steps(job, make_train_step(job.body, EIGHT), EIGHT, 2)
+    in_parts = noisy_job(num_parts=4)
+    four, _, metrics_of_four = take_steps(in_parts, make_train_step(in_parts.body, ONE), ONE, 2)
+    step = make_pmap_step(job.body)
+    state, fixed = jax_utils.replicate(job.start())
+    metrics_of_pmap = []
+    for index in range(2):
+        shards = {key: value.reshape(8, -1, *value.shape[1:]) for key, value in make_batch(index, 16).items()}
+        state, metrics = step(state, fixed, shards)
+        metrics_of_pmap.append(metrics)
+    others = ((eight, metrics_of_eight), (four, metrics_of_four), (jax_utils.unreplicate(state), metrics_of_pmap))
+    for other, metrics in others:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), metrics, metrics_of_one)
+        assert_same_params(other.trained, one.trained, atol=1e-6)
+        assert_same_params(other.average, one.average, atol=1e-6)
+
+
+def test_each_step_and_each_seed_draws_anew():
+    losses = []
+    for seed in (5, 6):
+        job = noisy_job(seed=seed, mix=None)
+        state, fixed = job.place(ONE)
+        step = make_train_step(job.body, ONE)
+        for _ in range(2):
+            # Of the same batch, and a rate so low in the first steps that the params say little.
+            state, metrics = step(state, fixed, make_batch(0, 16))
+            losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 4
+    calm = make_job(noisy_job().net, 16, freeze=START)
+    _, _, (metrics,) = take_steps(calm, make_train_step(calm.body, ONE), ONE, 1)
+    assert float(metrics["loss"]) not in losses
+
+
+def test_a_batch_in_four_parts_gives_the_gradient_of_the_whole():
+    job = make_job(VIT, 16, freeze=START)
+    in_parts = dataclasses.replace(job, settings={"num_parts": 4})
+    whole, _, (metrics,) = take_steps(job, vit_step(ONE), ONE, 1)
+    parts, _, (metrics_of_parts,) = take_steps(in_parts, make_train_step(in_parts.body, ONE), ONE, 1)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_of_parts[name], value, rtol=1e-6, err_msg=name)
+    # Adam's first moment is a tenth of the clipped gradient.
+    for path, own in whole.opt_state.params.items():
+        wanted, got = np.asarray(own[0].mu), np.asarray(parts.opt_state.params[path][0].mu)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1e-3), err_msg=path)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused():
+    job = make_job(VIT, 16, freeze="head", num_parts=3)
+    with pytest.raises(ValueError, match="a batch of 8 cannot be run in 3 equal parts"):
+        take_steps(job, make_train_step(job.body, ONE), ONE, 1)
+
+
+def test_recomputing_stages_changes_no_number():
+    job = make_job(VIT, 16, freeze=0)
+    again = dataclasses.replace(job, forward=dataclasses.replace(job.forward, use_remat=True))
+    state, _, (metrics,) = take_steps(job, make_train_step(job.body, ONE), ONE, 1)
+    other, _, (metrics_again,) = take_steps(again, make_train_step(again.body, ONE), ONE, 1)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), metrics_again, metrics)
+    assert_same_params(other.trained, state.trained, atol=1e-6)
+
+
+RESNET = Net(ResNetConfig(depths=(1, 1), widths=(8, 16), stem_width=8, is_bottleneck=False, num_classes=2))
+
+
+@pytest.mark.parametrize(("net", "size"), [(VIT, 16), (RESNET, 32)], ids=["vit", "resnet"])
+def test_half_precision_computes_all_but_the_head_and_keeps_everything_in_full(net, size):
+    """bfloat16 has 8 bits: the loss is within a few percent, and all that is kept stays float32."""
+    # JAX's own attention takes its softmax in float32 by an implicit promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        check_half_precision(net, size)
+
+
+def check_half_precision(net, size):
+    job = make_job(net, size, freeze=0)
+    half = dataclasses.replace(job, forward=dataclasses.replace(job.forward, compute_dtype="bfloat16"))
+    _, _, (metrics,) = take_steps(job, make_train_step(job.body, ONE), ONE, 1)
+    state, _, (metrics_of_half,) = take_steps(half, make_train_step(half.body, ONE), ONE, 1)
+    assert float(metrics["loss"]) != float(metrics_of_half["loss"])
+    np.testing.assert_allclose(metrics_of_half["loss"], metrics["loss"], rtol=5e-2)
+    kept = (state.trained, state.stats, state.opt_state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    # Of the forward pass: every product is of bfloat16, but for the head's, the last.
+    apply = functools.partial(half.forward.run, keys=None)
+    x = jnp.zeros((2, size, size, 3))
+    lines = jax.jit(apply).lower(half.params, half.stats, x).as_text().splitlines()
+    products = [line for line in lines if "stablehlo.dot_general" in line or "stablehlo.convolution" in line]
+    operands = [line.split(" : (")[1].split(") ->")[0] for line in products]
+    assert len(operands) > 4
+    assert "bf16" not in operands[-1]
+    assert all("f32" not in pair.replace("bf16", "") for pair in operands[:-1])
+
+
+def test_average_is_an_exponential_one_of_params_and_moving_statistics():
+    job = make_job(toy_conv(), 8, freeze="layer_1", average_decay=0.5)
+    state, fixed = job.place(ONE)
+    step = make_train_step(job.body, ONE)
+    wanted = {path: np.asarray(value, np.float64) for path, value in state.average.items()}
+    assert {path.split("/")[0] for path in wanted} == {"layer_1", "head"}
+    assert any(path in job.stats for path in wanted)
+    for index in range(3):
+        state, _ = step(state, fixed, make_batch(index, 8))
+        # The first steps count for more: min(decay, (1 + step) / (10 + step)).
+        decay = min(0.5, (1 + index) / (10 + index))
+        now = {**state.trained, **state.stats}
+        wanted = {path: decay * value + (1 - decay) * np.asarray(now[path]) for path, value in wanted.items()}
+    for path, value in state.average.items():
+        np.testing.assert_allclose(value, wanted[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_statistics_of_frozen_stages_move_if_they_may():
+    job = make_job(toy_conv(), 8, freeze="layer_1")
+    adapting = dataclasses.replace(job, forward=dataclasses.replace(job.forward, training=job.net.stages))
+    state, _, _ = take_steps(adapting, make_train_step(adapting.body, ONE), ONE, 1)
+    assert all(not np.array_equal(state.stats[path], job.stats[path]) for path in job.stats)
+    assert not any(path.startswith("layer_0") for path in state.trained)
+
+
+def test_only_the_delta_and_the_head_are_trained():
+    path = "block_00/attn/query/kernel"
+    deltas = init_lora(VIT.shapes, jax.random.key(0), rules=[path], rank=2)
+    rules = [(".*/lora_[ab]", "body")]
+    job = make_job(VIT, 16, freeze="head", rules=rules, deltas=deltas, forward={"lora_scaling": 2.0})
+    state, fixed, _ = take_steps(job, make_train_step(job.body, ONE), ONE, 2)
+    assert {*state.trained} == {path + "/lora_a", path + "/lora_b", "head/linear/kernel", "head/linear/bias"}
+    assert_same_bits(fixed.params[path], job.params[path])
+    # b moved in the first step, and through it a in the second.
+    assert all(not np.array_equal(value, job.params[name]) for name, value in state.trained.items())
+    assert job.groups.train_from == "block_00"
+
+
+def test_class_weights_scale_the_loss_and_not_the_accuracy():
+    job = make_job(VIT, 16, freeze="head")
+    weighted = dataclasses.replace(job, settings={"class_weights": (0.2, 5.0)})
+    _, _, (metrics,) = take_steps(job, make_train_step(job.body, ONE), ONE, 1)
+    _, _, (of_weighted,) = take_steps(weighted, make_train_step(weighted.body, ONE), ONE, 1)
+    batch = make_batch(0, 16)
+    log_probabilities = jax.nn.log_softmax(scores_of(job.params, batch["image"]))
+    losses = -np.asarray(log_probabilities)[np.arange(BATCH_SIZE), batch["label"]]
+    wanted = np.sum(losses * np.array([0.2, 5.0])[batch["label"]] * batch["weight"]) / np.sum(batch["weight"])
+    np.testing.assert_allclose(of_weighted["loss"], wanted, rtol=1e-5)
+    assert float(of_weighted["accuracy"]) == float(metrics["accuracy"])

@@ -1,43 +1,67 @@
 """Training killed with SIGKILL at any moment and run again ends with the same bits."""
 
+import dataclasses
+import os
+import signal
+import threading
+
 import jax
 import numpy as np
 
 from tests import kill
-from tests.finetuning import SCHEDULE, make_job
+from tests.finetuning import SHARDING, make_job
 from tests.toy import toy_conv
 from tljax.finetune.loop import fit
-from tljax.finetune.step import make_mesh, make_train_step
+from tljax.finetune.lora import init_lora
+from tljax.finetune.mix import Mix
 
-NUM_STEPS = 40
+STEPS_A_PHASE = 14
+DELTA = "layer_0/conv/kernel"
+
+
+def phases():
+    """The head; then a stage with BatchNorm and a low-rank delta before it; then that stage without the delta.
+
+    With mixed images and an average all the time.
+    """
+    net = toy_conv()
+    deltas = init_lora(net.shapes, jax.random.key(1), rules=[DELTA], rank=2)
+    lora = (r".*/lora_[ab]", "body")
+    rules = ([(lora[0], "frozen")], [(DELTA, "frozen"), lora, ("layer_0/.*", "frozen")], [(lora[0], "frozen")])
+    settings = {
+        "forward": {"lora_scaling": 2.0}, "mix": Mix(mixup_alpha=0.5, cutmix_alpha=1.0), "average_decay": 0.9,
+        "seed": 3, "deltas": deltas,
+    }  # fmt: skip
+    jobs = [
+        make_job(net, 8, freeze=freeze, rules=rule, **settings)
+        for freeze, rule in zip(("head", "layer_1", "layer_1"), rules, strict=True)
+    ]
+    return [job.phase(STEPS_A_PHASE) for job in jobs]
 
 
 def train(ready, workdir, cache_dir):
-    # Every process compiles the same step; the cache makes that the work of the first.
+    # Every process compiles the same steps; the cache makes that the work of the first.
     jax.config.update("jax_compilation_cache_dir", str(cache_dir))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    job = make_job(toy_conv(), 8, freeze="layer_1")
-    mesh = make_mesh(jax.devices()[:1])
 
-    def batches(start_step):
-        for batch in job.batches(start_step):
-            yield batch
-            # Asked for its second batch, the loop has compiled and taken a step.
-            ready()
+    def announced(batches):
+        def announce(start_step):
+            for batch in batches(start_step):
+                yield batch
+                # Asked for its second batch, the loop has compiled and taken a step.
+                ready()
+
+        return announce
 
     workdir.mkdir(exist_ok=True)
     state = fit(
-        *job.place(mesh),
-        make_train_step(job.body, mesh),
-        batches,
-        num_steps=NUM_STEPS,
-        schedule=SCHEDULE,
+        [dataclasses.replace(phase, batches=announced(phase.batches)) for phase in phases()],
+        sharding=SHARDING,
         config={},
         checkpoint_dir=workdir / "checkpoints",
         checkpoint_every=3,
         metrics_path=workdir / "metrics.jsonl",
-        evaluate=None,
-        evaluate_every=NUM_STEPS,
+        evaluate_every=STEPS_A_PHASE,
     )
     leaves, _ = jax.tree.flatten(jax.device_get(state))
     np.savez(workdir / "state.npz", *leaves)
@@ -47,11 +71,41 @@ def train(ready, workdir, cache_dir):
 def test_killed_training_ends_with_the_same_bits(tmp_path):
     seconds = kill.finish(train, tmp_path / "whole", tmp_path / "cache")
     num_killed = kill.kill_and_finish(
-        train, tmp_path / "killed", tmp_path / "cache", kills=10, within_s=seconds / 3, seed=3
+        train, tmp_path / "killed", tmp_path / "cache", kills=20, within_s=seconds / 3, seed=3
     )
     assert num_killed > 0
     whole, killed = np.load(tmp_path / "whole" / "state.npz"), np.load(tmp_path / "killed" / "state.npz")
     assert whole.files == killed.files
+    for name in whole.files:
+        np.testing.assert_array_equal(killed[name], whole[name])
+    assert (tmp_path / "killed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def train_and_die_saving(ready, workdir, cache_dir, after):
+    """Kill this process while a checkpoint is being written, the first that begins so many checkpoints from now."""
+    folder = workdir / "checkpoints"
+
+    def watch():
+        seen: set[str] = set()
+        while True:
+            # Listed between the creation of a temporary folder and its renaming.
+            names = {path.name for path in folder.glob("*tmp*")} if folder.exists() else set()
+            seen |= names
+            if names and len(seen) > after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    train(ready, workdir, cache_dir)
+
+
+def test_training_killed_inside_a_save_ends_with_the_same_bits(tmp_path):
+    kill.finish(train, tmp_path / "whole", tmp_path / "cache")
+    num_killed = sum(
+        kill.dies(train_and_die_saving, tmp_path / "killed", tmp_path / "cache", after) for after in (0, 1, 3, 0, 2)
+    )
+    assert num_killed >= 3
+    kill.finish(train, tmp_path / "killed", tmp_path / "cache")
+    whole, killed = (np.load(tmp_path / name / "state.npz") for name in ("whole", "killed"))
     for name in whole.files:
         np.testing.assert_array_equal(killed[name], whole[name])
     assert (tmp_path / "killed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()

@@ -198,7 +198,7 @@ def test_a_run_does_not_go_on_with_other_inputs(tmp_path, capsys, pictures, monk
     flags = (f"--config.data.root={pictures}", f"--config.model.name=file:{model}", "--config.model.image_size=16")
     call = arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=2")
     with monkeypatch.context() as patch:
-        patch.setattr("tljax.tasks.finetune.predict", interrupt)
+        patch.setattr("tljax.tasks.training.predict", interrupt)
         with pytest.raises(KeyboardInterrupt):
             main(call)
     picture, other = pictures / "light" / "04.png", pictures / "light" / "03.png"
@@ -374,7 +374,7 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, pictures, monke
             "--config.finetune.batch_size=12",
             "8 devices cannot share evenly; wanted a multiple of 8",
         ),
-        ("finetune", folder, "--config.finetune.checkpoint_every=0", "checkpoint_every is 0; wanted at least 1"),
+        ("finetune", folder, "--config.finetune.checkpoint_every=0", "checkpoint_every is 0, wanted at least 1"),
         ("transfer", folder, "--config.compare.finetune_repeats=9", "fine-tuning on no more of them"),
         ("transfer", folder, "--config.compare.references=({'data': 'x'},)", "key 'value' is missing"),
         ("probe", folder, "--config.split.val_fraction=0.0", "raise config.split.val_fraction"),

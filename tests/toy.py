@@ -28,6 +28,14 @@ class ToyConvConfig:
     def prefix_tokens(self) -> int:
         return 0
 
+    @property
+    def branch_stages(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def dropout_stages(self) -> tuple[str, ...]:
+        return ()
+
     def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
         if stage == "head":
             return ToyHead(self, rngs)

@@ -1,9 +1,219 @@
-"""The eight views of an image under flips and quarter turns."""
+"""Random changes of training images: the eight views under flips and quarter turns, crops, colours, erased boxes."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
+from PIL import Image, ImageEnhance, ImageOps
+
+from tljax.paths import did_you_mean
+from tljax.preprocess import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Preprocess
 
 VIEWS = 8
+
+Preparation = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "height width c"]]
+
+# torchvision's RandomResizedCrop: aspect ratios, and attempts before it takes the middle.
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+# torchvision's RandomErasing; Zhong et al. erase up to 0.4 of the area.
+ERASED_SHARE = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
+# torchvision's TrivialAugmentWide: the operations in its order, and the change at full strength of those that have a
+# sign. Translations are in pixels, rotations in degrees.
+STRENGTHS = 31
+SIGNED = {
+    "shear_x": 0.99,
+    "shear_y": 0.99,
+    "translate_x": 32.0,
+    "translate_y": 32.0,
+    "rotate": 135.0,
+    "brightness": 0.99,
+    "color": 0.99,
+    "contrast": 0.99,
+    "sharpness": 0.99,
+}
+OPERATIONS = ("identity", *SIGNED, "posterize", "solarize", "auto_contrast", "equalize")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How training images are changed at random, in this order: crop, view, TrivialAugment, erasing.
+
+    Args:
+        views: how many of the views of `dihedral` to draw from: 1 for none but the image itself, 2 for mirror images,
+            4 for half turns as well, 8 for all.
+        crop_scale: least and greatest share of the image's area in a random crop of aspect ratio 3/4 to 4/3, resized
+            to what the model sees (Szegedy et al. 2015, arXiv:1409.4842, as torchvision's RandomResizedCrop); None for
+            the crop of the model's preprocessing.
+        trivial_augment: one operation of 14, at one of 31 strengths (Mueller and Hutter 2021, arXiv:2103.10158, with
+            the ranges of torchvision's TrivialAugmentWide).
+        erasing_probability: of filling a box with random bytes (Zhong et al. 2017, arXiv:1708.04896).
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    views: int = 1
+    crop_scale: tuple[float, float] | None = None
+    trivial_augment: bool = False
+    erasing_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 1 <= self.views <= VIEWS:
+            problems.append(f"views is {self.views}, wanted 1 to {VIEWS}")
+        if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
+            problems.append(f"crop_scale is {self.crop_scale}, wanted 0 < least <= greatest <= 1")
+        if not 0.0 <= self.erasing_probability <= 1.0:
+            problems.append(f"erasing_probability is {self.erasing_probability}, wanted 0 to 1")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def augment_image(
+    image: UInt8[np.ndarray, "h w 3"],
+    generator: np.random.Generator,
+    augment: Augment,
+    preprocess: Preparation,
+    *,
+    view: int | np.integer,
+) -> UInt8[np.ndarray, "height width c"]:
+    """Prepare one image for the model, changed at random: a pure function of its arguments.
+
+    Args:
+        image: decoded.
+        generator: all randomness but the view.
+        augment: how.
+        preprocess: of the model; crops and TrivialAugment need a `Preprocess`, for its size and interpolation.
+        view: for `dihedral`, drawn from the first `augment.views` by the caller, who reports it.
+
+    Raises:
+        ValueError: crops or TrivialAugment are wanted and `preprocess` is another function; or as `dihedral`.
+    """
+    if augment.crop_scale is None and not augment.trivial_augment:
+        pixels = dihedral(preprocess(image), view)
+    elif isinstance(preprocess, Preprocess):
+        pixels = _change_in_rgb(image, generator, augment, preprocess, view)
+    else:
+        raise ValueError(f"crop_scale and trivial_augment need a Preprocess, got {type(preprocess).__name__}")
+    if generator.random() < augment.erasing_probability:
+        pixels = erase_box(pixels, generator)
+    return pixels
+
+
+def _change_in_rgb(
+    image: np.ndarray, generator: np.random.Generator, augment: Augment, preprocess: Preprocess, view: int | np.integer
+) -> np.ndarray:
+    """Crop, turn and recolour; colours mean nothing once the preprocessing has made them grey or swapped them."""
+    in_rgb = dataclasses.replace(preprocess, mean=IMAGENET_MEAN, std=IMAGENET_STD, channel_order="rgb")
+    if augment.crop_scale is None:
+        pixels = in_rgb(image)
+    else:
+        top, left, height, width = draw_crop(image.shape[0], image.shape[1], generator, augment.crop_scale)
+        sides, method = (in_rgb.shape[1], in_rgb.shape[0]), INTERPOLATIONS[in_rgb.interpolation]
+        # Pillow's filter looks over the edges of the box, which a crop before the resize would not.
+        box = (left, top, left + width, top + height)
+        pixels = np.asarray(Image.fromarray(image).resize(sides, method, box=box))
+    pixels = dihedral(pixels, view)
+    if augment.trivial_augment:
+        pixels = change_trivially(pixels, *draw_operation(generator))
+    # Nothing is left to resize.
+    return dataclasses.replace(preprocess, resize=None)(pixels)
+
+
+def draw_crop(
+    height: int, width: int, generator: np.random.Generator, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Draw the top, left, height and width of a crop as torchvision's RandomResizedCrop does.
+
+    The middle of the image is taken where no attempt fits, at the nearest aspect ratio in range.
+    """
+    for _ in range(CROP_ATTEMPTS):
+        rows, columns = _draw_sides(height * width, generator, scale, CROP_RATIO)
+        if 0 < rows <= height and 0 < columns <= width:
+            top, left = generator.integers(height - rows + 1), generator.integers(width - columns + 1)
+            return int(top), int(left), rows, columns
+    least, greatest = CROP_RATIO
+    rows, columns = min(height, round(width / least)), min(width, round(height * greatest))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def erase_box(image: UInt8[np.ndarray, "h w c"], generator: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
+    """Fill a random box with random bytes; where it sticks out of the image it is cut, the paper draws again."""
+    height, width, channels = image.shape
+    sides = _draw_sides(height * width, generator, ERASED_SHARE, ERASED_RATIO)
+    rows, columns = (int(np.clip(side, 1, most)) for side, most in zip(sides, (height, width), strict=True))
+    top, left = generator.integers(height - rows + 1), generator.integers(width - columns + 1)
+    erased = image.copy()
+    erased[top : top + rows, left : left + columns] = generator.integers(
+        256, size=(rows, columns, channels), dtype=np.uint8
+    )
+    return erased
+
+
+def _draw_sides(
+    area: int, generator: np.random.Generator, share: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int]:
+    """Draw the rows and columns of a box: its share of the area evenly, its aspect ratio evenly in the logarithm."""
+    box_area = area * generator.uniform(*share)
+    box_ratio = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(box_area / box_ratio)), round(math.sqrt(box_area * box_ratio))
+
+
+def draw_operation(generator: np.random.Generator) -> tuple[str, int, int]:
+    """Draw what TrivialAugment does to an image: the operation, its strength in 0..30, and its sign."""
+    operation, strength, sign = generator.integers((len(OPERATIONS), STRENGTHS, 2)).tolist()
+    return OPERATIONS[operation], strength, 2 * sign - 1
+
+
+def change_trivially(
+    image: UInt8[np.ndarray, "h w 3"], operation: str, strength: int, sign: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Apply one of `OPERATIONS` to an RGB image; what moves in from outside is black.
+
+    Args:
+        image: the image.
+        operation: its name.
+        strength: 0 (least) to 30.
+        sign: 1 or -1, of the operations in `SIGNED`.
+    """
+    picture, most = Image.fromarray(image), STRENGTHS - 1
+    change = sign * SIGNED[operation] * strength / most if operation in SIGNED else 0.0
+    match operation:
+        case "identity":
+            return image
+        case "shear_x":
+            changed = _map_affinely(picture, (1.0, change, 0.0, 0.0, 1.0, 0.0))
+        case "shear_y":
+            changed = _map_affinely(picture, (1.0, 0.0, 0.0, change, 1.0, 0.0))
+        case "translate_x":
+            changed = _map_affinely(picture, (1.0, 0.0, float(-int(change)), 0.0, 1.0, 0.0))
+        case "translate_y":
+            changed = _map_affinely(picture, (1.0, 0.0, 0.0, 0.0, 1.0, float(-int(change))))
+        case "rotate":
+            changed = picture.rotate(change)
+        case "posterize":
+            changed = ImageOps.posterize(picture, 8 - round(6 * strength / most))
+        case "solarize":
+            changed = ImageOps.solarize(picture, math.ceil(255 * (most - strength) / most))
+        case "auto_contrast":
+            changed = ImageOps.autocontrast(picture)
+        case "equalize":
+            changed = ImageOps.equalize(picture)
+        case "brightness" | "color" | "contrast" | "sharpness":
+            changed = getattr(ImageEnhance, operation.capitalize())(picture).enhance(1.0 + change)
+        case _:
+            raise ValueError(f"no operation {operation!r}{did_you_mean(operation, OPERATIONS)}")
+    return np.asarray(changed)
+
+
+def _map_affinely(picture: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    """Take pixel (x, y) of the result from (ax + by + c, dx + ey + f)."""
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix)
 
 
 def dihedral(image: Shaped[np.ndarray, "h w c"], view: int | np.integer) -> Shaped[np.ndarray, "y x c"]:

@@ -1,20 +1,20 @@
 """Batches of decoded images: in order for extraction, as an endless random stream for training."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-from tljax.data.augment import VIEWS, dihedral
+from tljax.data.augment import VIEWS, Augment, Preparation, augment_image, dihedral
 from tljax.data.decode import decode_image
+from tljax.data.sampling import UNIFORM, IndexStream, check_sampling
 from tljax.data.sources import Source
 from tljax.data.splits import hashed_seed
-
-Preparation = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "side side 3"]]
 
 # Grain's default buffers 500 batches: gigabytes of images.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -29,7 +29,7 @@ def ordered_batches(
     Args:
         source: where the images are.
         indices: positions in the source.
-        preprocess: picklable; turns one decoded image into a square of a fixed size.
+        preprocess: picklable; turns one decoded image into one of a fixed size.
         batch_size: images per batch; the last batch is filled up with zeros.
         view: the one of `augment.dihedral` to show.
 
@@ -59,9 +59,11 @@ def training_batches(
     *,
     start_step: int = 0,
     num_workers: int = 0,
-    views: int = VIEWS,
+    views: int | None = None,
+    augment: Augment | None = None,
+    sampling: str = UNIFORM,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Read the images at `indices` for ever, each epoch in a new order and under random views.
+    """Read the images at `indices` for ever, each epoch in a new order and changed at random.
 
     The batch of a step is a function of (seed, step) alone, whatever the start step and the number of
     workers. Epochs follow each other without a gap, so a batch may hold the end of one and the start of
@@ -70,34 +72,39 @@ def training_batches(
     Args:
         source: where the images are.
         indices: positions in the source.
-        preprocess: picklable; turns one decoded image into a square of a fixed size.
+        preprocess: picklable; turns one decoded image into one of a fixed size.
         batch_size: images per batch.
         seed: the run's seed.
         start_step: the step whose batch comes first.
         num_workers: processes that decode; 0 decodes in threads of this one. They are spawned, so a script
             needs its `if __name__ == "__main__":`.
-        views: how many of the views of `augment.dihedral` to draw from: 1 for none but the image itself, 2
-            for mirror images, 4 for half turns as well, 8 for all.
+        views: of `Augment`, where that is all that changes; all 8 where neither this nor `augment` is given.
+        augment: how images are changed; crops and TrivialAugment need a `Preprocess` to prepare them.
+        sampling: "uniform" shows each image once an epoch; "class_balanced" each class equally often, see
+            `sampling.epoch_indices`.
 
     Returns:
-        {"image": uint8 [b side side 3], "label": int32 [b], "index": int64 [b], "view": int64 [b]}.
+        {"image": uint8 [b height width c], "label": int32 [b], "index": int64 [b], "view": int64 [b]}.
 
     Raises:
         ValueError: an argument is out of range; from the iterator, an image cannot be decoded.
     """
     _check(indices, batch_size, len(source))
-    if not 1 <= views <= VIEWS or min(start_step, num_workers) < 0:
-        raise ValueError(
-            f"views {views}, start_step {start_step}, num_workers {num_workers}: wanted views from 1 to {VIEWS} "
-            "and the others >= 0"
-        )
+    check_sampling(sampling)
+    if min(start_step, num_workers) < 0:
+        raise ValueError(f"start_step {start_step}, num_workers {num_workers}: wanted both >= 0")
+    if augment is None:
+        augment = Augment(views=VIEWS if views is None else views)
+    elif views is not None:
+        raise ValueError(f"views is {views} and augment has views {augment.views}: give one of them")
     batches = (
-        grain.MapDataset.range(len(indices))
-        .shuffle(seed=hashed_seed(seed, "shuffle"))
-        .random_map(partial(_draw_view, indices=indices, views=views), seed=hashed_seed(seed, "view"))
-        .map(partial(_load, source=source, preprocess=preprocess))
+        _all_epochs(source, indices, seed, sampling)
+        .random_map(partial(_draw_view, views=augment.views), seed=hashed_seed(seed, "view"))
+        .random_map(
+            partial(_load_changed, source=source, preprocess=preprocess, augment=augment),
+            seed=hashed_seed(seed, "augment"),
+        )
         .map(partial(_label, labels=source.labels))
-        .repeat()
         .batch(batch_size, drop_remainder=True)[start_step:]
     ).to_iter_dataset(READ_OPTIONS)
     if num_workers:
@@ -107,6 +114,16 @@ def training_batches(
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=BATCHES_PER_WORKER)
         batches = batches.mp_prefetch(workers)
     return iter(batches)
+
+
+def _all_epochs(source: Source, indices: np.ndarray, seed: int, sampling: str) -> grain.MapDataset:
+    """Put the indices of all epochs in a row, without end."""
+    if sampling == UNIFORM:
+        # Grain's order and not that of `epoch_indices`: runs that were stopped go on.
+        shuffled = grain.MapDataset.range(len(indices)).shuffle(seed=hashed_seed(seed, "shuffle"))
+        return shuffled.map(partial(_pick, indices=indices)).repeat()
+    drawn = IndexStream(indices=indices, labels=source.labels, seed=seed, sampling=sampling)
+    return grain.MapDataset.range(sys.maxsize).map(partial(_pick, indices=drawn))
 
 
 def _check(indices: np.ndarray, batch_size: int, n: int) -> None:
@@ -124,14 +141,28 @@ def _show(position: int, indices: np.ndarray, view: int) -> dict[str, Any]:
     return {"index": np.int64(indices[position]), "view": view}
 
 
-def _draw_view(position: int, generator: np.random.Generator, indices: np.ndarray, views: int) -> dict[str, Any]:
-    return {"index": np.int64(indices[position]), "view": generator.integers(views)}
+def _pick(place: int, indices: np.ndarray | IndexStream) -> np.int64:
+    return np.int64(indices[place])
+
+
+def _draw_view(index: np.int64, generator: np.random.Generator, views: int) -> dict[str, Any]:
+    return {"index": index, "view": generator.integers(views)}
+
+
+def _load_changed(
+    element: dict[str, Any], generator: np.random.Generator, source: Source, preprocess: Preparation, augment: Augment
+) -> dict[str, Any]:
+    image = _decode(element, source)
+    return element | {"image": augment_image(image, generator, augment, preprocess, view=element["view"])}
 
 
 def _load(element: dict[str, Any], source: Source, preprocess: Preparation) -> dict[str, Any]:
+    return element | {"image": dihedral(preprocess(_decode(element, source)), element["view"])}
+
+
+def _decode(element: dict[str, Any], source: Source) -> np.ndarray:
     example = source[element["index"]]
-    image = preprocess(decode_image(example["image"], example["name"]))
-    return element | {"image": dihedral(image, element["view"])}
+    return decode_image(example["image"], example["name"])
 
 
 def _label(element: dict[str, Any], labels: np.ndarray) -> dict[str, Any]:

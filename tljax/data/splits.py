@@ -150,6 +150,21 @@ def save_split(path: str | os.PathLike, split: Split, source: Source) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def keep_split(path: str | os.PathLike, split: Split, source: Source) -> None:
+    """Put a split where a run looks for its own.
+
+    Raises:
+        ValueError: there is another one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        save_split(path, split, source)
+    held = load_split(path, source)
+    if not all(np.array_equal(getattr(held, part), getattr(split, part)) for part in ("train", "val", "test")):
+        raise ValueError(f"{path} is another split; use another run directory")
+
+
 def load_split(path: str | os.PathLike, source: Source) -> Split:
     """Read a split that `save_split` wrote.
 

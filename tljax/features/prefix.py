@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer
 
+from tljax.data.sampling import UNIFORM, check_sampling, epoch_indices
 from tljax.data.sources import Source
 from tljax.data.splits import hashed_seed
 from tljax.features.extract import GRID, extract, feature_spec
@@ -86,6 +87,7 @@ def prefix_batches(
     *,
     start_step: int = 0,
     views: int = 1,
+    sampling: str = UNIFORM,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read stored activations for ever, each epoch in a new order and under random views.
 
@@ -100,15 +102,18 @@ def prefix_batches(
         seed: the run's seed.
         start_step: the step whose batch comes first.
         views: how many of the stored views to draw from; 1 for none but the image itself.
+        sampling: "uniform" shows each image once an epoch; "class_balanced" each class equally often, see
+            `sampling.epoch_indices`.
 
     Returns:
         {"activation": [b ...] in the dtype of the store, "label": int32 [b], "index": int64 [b],
         "view": int64 [b]}.
 
     Raises:
-        ValueError: no indices, labels of another number of images, or more views than are stored; from the
-            iterator, the store is incomplete.
+        ValueError: no indices, labels of another number of images, more views than are stored, or an unknown sampling;
+            from the iterator, the store is incomplete.
     """
+    check_sampling(sampling)
     stored_views = store.ingredients["views"]
     (name,) = store.arrays
     if not 1 <= views <= stored_views:
@@ -123,9 +128,9 @@ def prefix_batches(
     # A batch reaches into two epochs, or more where it is larger than one.
     @functools.lru_cache(maxsize=2)
     def draw(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        order = np.random.default_rng(hashed_seed(seed, f"order of epoch {epoch}"))
         view = np.random.default_rng(hashed_seed(seed, f"views of epoch {epoch}"))
-        return order.permutation(indices), view.integers(views, size=len(indices))
+        order = epoch_indices(indices, labels, seed, epoch, sampling=sampling)
+        return order, view.integers(views, size=len(indices))
 
     def load(step: int) -> dict[str, np.ndarray]:
         epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), len(indices))

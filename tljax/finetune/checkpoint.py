@@ -32,13 +32,29 @@ class Checkpoints:
         directory: made if it is not there.
         config: plain values that determine the run; kept in each checkpoint.
         keep_latest: number of checkpoints kept.
+        keep_best: name of a metric; the checkpoint with the largest is kept too.
     """
 
-    def __init__(self, directory: str | os.PathLike, config: Mapping[str, Any], *, keep_latest: int = 2):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        config: Mapping[str, Any],
+        *,
+        keep_latest: int = 2,
+        keep_best: str | None = None,
+    ):
         self.directory = Path(directory).absolute()
         self.config = plain.as_read(config)
         _set_incomplete_aside(self.directory)
-        keep: Any = ocp.training.preservation_policies.LatestN(keep_latest)
+        self.keep_best = keep_best
+        policies: Any = ocp.training.preservation_policies
+        keep = policies.LatestN(keep_latest)
+        if keep_best is not None:
+            # Of equal ones the latest; a checkpoint without metrics is there for resuming only.
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics[keep_best], n=1, keep_checkpoints_without_metrics=False
+            )
+            keep = policies.AnyPreservationPolicy([keep, best])
         self._checkpointer = ocp.training.Checkpointer(str(self.directory), preservation_policy=keep)
 
     def __enter__(self) -> "Checkpoints":
@@ -60,8 +76,22 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: Any) -> None:
+    @property
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the largest `keep_best`; None when there is none."""
+        if self.keep_best is None:
+            return None
+        metrics: dict[int, Any] = {info.step: info.metrics for info in self._checkpointer.checkpoints}
+        known = [(found[self.keep_best], step) for step, found in metrics.items() if found]
+        return max(known)[1] if known else None
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Save in the background; waits first for a save that is still going on.
+
+        Args:
+            step: number of steps taken.
+            state: a tree of arrays.
+            metrics: what was evaluated at this step, if anything.
 
         Raises:
             FileExistsError: there is a checkpoint of this step.
@@ -69,18 +99,25 @@ class Checkpoints:
         """
         meta = {"step": step, "config": self.config}
         with self._explained():
-            self._checkpointer.save_checkpointables_async(step, {"state": state}, force=True, custom_metadata=meta)
+            self._checkpointer.save_checkpointables_async(
+                step,
+                {"state": state},
+                force=True,
+                metrics=None if metrics is None else dict(metrics),
+                custom_metadata=meta,
+            )
 
-    def restore(self, state: Any) -> Any:
-        """Return the state of the latest checkpoint, or `state` itself when there is none.
+    def restore(self, state: Any, step: int | None = None) -> Any:
+        """Return the state of a checkpoint, or `state` itself when there is none.
 
         Args:
             state: a tree of arrays, or of `ShapeDtypeStruct` with shardings, that says what to restore and where.
+            step: of the checkpoint; None for the latest.
 
         Raises:
             ValueError: the checkpoint was made with another config; the message lists the differences.
         """
-        step = self.latest_step
+        step = self.latest_step if step is None else step
         if step is None:
             return state
         self._check_config(step)

@@ -1,119 +1,160 @@
-"""Which params are trained, and at which rate: one label a path, one multiplier a label."""
+"""Which params are trained, and at which rate: one label a path, one multiplier a label and a stage."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import optax
-
 from tljax import paths
+from tljax.finetune.freezing import choose_trained
+from tljax.finetune.kinds import is_bias, is_decayed, is_norm
+from tljax.finetune.stage_rates import stage_factors
 
 FROZEN = "frozen"
 BODY = "body"
 HEAD = "head"
 
-# Names of learned tokens and position tables. Decay pulls weights towards zero, which for these means
-# towards "no position" and "no token"; timm's `no_weight_decay` lists the same.
-UNDECAYED_NAMES = frozenset({"cls_token", "pos_embed", "register_tokens"})
+# What `only` may be.
+KINDS = {"bias": is_bias, "norm": is_norm}
 
 Row = dict[str, str | int | float | bool]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """A label for every param path and a learning-rate multiplier for every trained label.
+    """A label for every param path, and learning-rate factors for trained labels and stages.
 
     Args:
         stages: of the network, in order of depth.
         labels: {path: label} over all params; "frozen" is not trained.
         multipliers: {label: factor on the learning rate} of the trained labels in use.
+        stage_factors: {stage: a further factor} of the stages with a trained param.
     """
 
     stages: tuple[str, ...]
     labels: dict[str, str]
     multipliers: dict[str, float]
+    stage_factors: dict[str, float]
+
+    @property
+    def trained_stages(self) -> tuple[str, ...]:
+        """Stages with a trained param, in order of depth."""
+        trained = {paths.stage_of(path) for path in self.labels if self.is_trained(path)}
+        return tuple(stage for stage in self.stages if stage in trained)
 
     @property
     def train_from(self) -> str:
         """First stage with a trained param: all before it is a constant function of the image."""
-        trained = {paths.stage_of(path) for path in self.labels if self.is_trained(path)}
-        return next(stage for stage in self.stages if stage in trained)
+        return self.trained_stages[0]
 
     def is_trained(self, path: str) -> bool:
         """Tell whether a param is trained."""
         return self.labels[path] != FROZEN
 
     def multiplier(self, path: str) -> float:
-        """Return the factor on the learning rate of a trained param."""
-        return self.multipliers[self.labels[path]]
+        """Return the factor on the learning rate of a trained param: of its label times of its stage."""
+        return self.multipliers[self.labels[path]] * self.stage_factors[paths.stage_of(path)]
 
     def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split a dict over param paths into trained and frozen."""
         return paths.partition(params, self.is_trained)
+
+    def with_stage_factors(self, factors: Mapping[str, float]) -> "Groups":
+        """Return the same groups with other stage factors, which take the place of those there are.
+
+        Args:
+            factors: at least 0, for every stage with a trained param; those of other stages are left out.
+
+        Raises:
+            ValueError: a trained stage has no factor, a factor is negative or a stage unknown.
+        """
+        problems = [
+            f"no stage {name!r}{paths.did_you_mean(name, self.stages)}" for name in set(factors) - {*self.stages}
+        ]
+        problems += [f"{stage!r} is trained and has no factor" for stage in self.trained_stages if stage not in factors]
+        problems += [f"{name!r} has {factor}, wanted at least 0" for name, factor in factors.items() if not factor >= 0]
+        if problems:
+            raise ValueError("stage factors do not fit: " + "; ".join(sorted(problems)))
+        return dataclasses.replace(self, stage_factors={stage: factors[stage] for stage in self.trained_stages})
 
 
 def make_groups(
     params: Iterable[str],
     stages: Sequence[str],
     *,
-    freeze: str | int,
+    freeze: str | int | float | None = None,
+    stages_trained: Sequence[str] | None = None,
+    only: str | None = None,
     rates: Mapping[str, float] | None = None,
     rules: Sequence[tuple[str, str]] = (),
+    layer_decay: float | None = None,
+    lowest_rate: float | None = None,
 ) -> Groups:
     """Label every param "frozen", "body" or "head", with exceptions by rule.
 
     Args:
         params: all param paths; a dict of params or of shapes will do.
         stages: of the network, in order of depth; the last is the head.
-        freeze: name or index of the first stage that is trained; the stages before it are frozen. The first
-            stage (or 0) freezes nothing, the last trains a linear probe.
+        freeze: what is frozen, as one of: the name or index of the first stage that is trained (the first stage, or 0,
+            freezes nothing; the last trains a linear probe); -n, which trains the last n stages, head included; a
+            share in [0, 1) of the stages before the head, rounded down.
+        stages_trained: in place of `freeze`, all the stages that are trained; the head is one of them only if listed.
+        only: "bias" or "norm" (scales and biases of the normalisation layers): in the trained stages before the head
+            no other param is trained.
         rates: {label: factor on the learning rate}. "body" and "head" have 1 where not given; a label that
             only a rule knows must be here.
-        rules: (regex over whole paths, label) pairs that override `freeze`, first match wins.
+        rules: (regex over whole paths, label) pairs that override all of the above, first match wins.
+        layer_decay: factor on the rate for each layer below the head; see `stage_rates.layer_ids`.
+        lowest_rate: factor of the first trained layer, from which rates rise geometrically to 1 at the head.
 
     Raises:
-        ValueError: an unknown stage or label, a rule that matches nothing, a rate that is not above 0, or
-            no param left to train.
+        ValueError: an unknown stage, label or kind, a rule or `only` that matches nothing, a number out of range, two
+            settings of which one is wanted, or no param left to train.
+
+    Source:
+        `stages_trained`: Lee et al. 2023, arXiv:2210.11466. `only="bias"`: Zaken et al. 2022, arXiv:2106.10199.
+        `lowest_rate`: discriminative fine-tuning of Howard and Ruder 2018, arXiv:1801.06146, section 3.2.
     """
-    labels = _label_by_depth(list(params), tuple(stages), freeze)
+    stages = tuple(stages)
+    trained = choose_trained(stages, freeze=freeze, stages_trained=stages_trained)
+    labels = _label_by_stage(list(params), stages, trained, only)
     if rules:
         patterns = [pattern for pattern, _ in rules]
         is_covering = all(paths.matches_any(patterns, path) for path in labels)
-        # The closing rule leaves the other paths with the label of their depth.
+        # The closing rule leaves the other paths with the label of their stage.
         closing = [] if is_covering else [(".*", None)]
         overrides = paths.match([*rules, *closing], labels)
         labels |= {path: label for path, label in overrides.items() if label is not None}
     multipliers = _multipliers(rates or {}, {label for _, label in rules})
     used = set(labels.values()) - {FROZEN}
     if not used:
-        raise ValueError(f"freeze={freeze!r} with rules {list(rules)} leaves no param to train; freeze less")
+        raise ValueError(f"stages {', '.join(trained)} with rules {list(rules)} leave no param to train; freeze less")
+    with_trained = {paths.stage_of(path) for path, label in labels.items() if label != FROZEN}
     return Groups(
-        stages=tuple(stages),
+        stages=stages,
         labels=labels,
         multipliers={label: factor for label, factor in multipliers.items() if label in used},
+        stage_factors=stage_factors(stages, with_trained, layer_decay=layer_decay, lowest_rate=lowest_rate),
     )
 
 
-def _label_by_depth(params: list[str], stages: tuple[str, ...], freeze: str | int) -> dict[str, str]:
+def _label_by_stage(
+    params: list[str], stages: tuple[str, ...], trained: tuple[str, ...], only: str | None
+) -> dict[str, str]:
     strangers = sorted({paths.stage_of(path) for path in params} - set(stages))
     if strangers:
         raise ValueError(f"params begin with {strangers}, which are no stages; stages are {', '.join(stages)}")
-    if isinstance(freeze, str) and freeze.isdecimal():
-        # A command line knows no numbers where the config has a name.
-        freeze = int(freeze)
-    if freeze not in stages and freeze not in range(len(stages)):
-        hint = paths.did_you_mean(str(freeze), stages)
-        raise ValueError(
-            f"freeze={freeze!r} is no stage{hint}; wanted the first stage to train, "
-            f"an index in 0..{len(stages) - 1} or one of {', '.join(stages)}"
-        )
-    first_trained = stages.index(freeze) if isinstance(freeze, str) else freeze
-    by_stage = {
-        stage: FROZEN if depth < first_trained else HEAD if stage == stages[-1] else BODY
-        for depth, stage in enumerate(stages)
-    }
-    return {path: by_stage[paths.stage_of(path)] for path in params}
+    if only is not None and only not in KINDS:
+        raise ValueError(f"only={only!r}{paths.did_you_mean(only, KINDS)}, wanted one of {', '.join(KINDS)}, or None")
+    by_stage = {stage: FROZEN if stage not in trained else HEAD if stage == stages[-1] else BODY for stage in stages}
+    labels = {path: by_stage[paths.stage_of(path)] for path in params}
+    if only is None:
+        return labels
+    others = {path for path, label in labels.items() if label == BODY and not KINDS[only](path)}
+    labels |= dict.fromkeys(others, FROZEN)
+    if BODY not in labels.values():
+        raise ValueError(f"only={only!r} matches no param of {', '.join(trained)} before the head; leave it out")
+    return labels
 
 
 def _multipliers(rates: Mapping[str, float], ruled: set[str]) -> dict[str, float]:
@@ -132,72 +173,20 @@ def _multipliers(rates: Mapping[str, float], ruled: set[str]) -> dict[str, float
     return multipliers
 
 
-def is_decayed(path: str, ndim: int) -> bool:
-    """Tell whether weight decay applies: to matrices and kernels, not to 1-D params (biases, scales) or tokens."""
-    return ndim > 1 and path.rsplit("/", 1)[-1] not in UNDECAYED_NAMES
-
-
-def make_optimizer(
-    groups: Groups,
-    schedule: optax.Schedule,
-    *,
-    weight_decay: float,
-    clip_norm: float | None,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    epsilon: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Build AdamW over the dict of trained params.
-
-    The update of a param is `-multiplier * schedule(step) * (adam + weight_decay * param)`: the multiplier
-    scales the decay too, as in timm and unlike big_vision. One Adam serves all labels and the multiplier
-    is applied a path at a time, so the arrays of the optimizer state do not depend on how params are grouped.
-
-    Args:
-        groups: of the params; frozen ones must not be in the dict that is optimized.
-        schedule: learning rate as a function of the step.
-        weight_decay: on matrices and kernels only; see `is_decayed`.
-        clip_norm: bound on the norm of the gradient over all trained params together; None does not clip.
-        b1: decay of the mean of the gradient.
-        b2: decay of the mean of its square.
-        epsilon: added to the root of the mean square.
-
-    Source:
-        Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2.
-    """
-
-    def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
-        return {path: is_decayed(path, param.ndim) for path, param in params.items()}
-
-    def label(params: Mapping[str, Any]) -> dict[str, str]:
-        return {path: groups.labels[path] for path in params}
-
-    rates: dict[Any, optax.GradientTransformation] = {
-        name: optax.scale(factor) for name, factor in groups.multipliers.items()
-    }
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    adamw = optax.adamw(schedule, b1, b2, epsilon, weight_decay=weight_decay, mask=decay_mask)
-    chain = optax.chain(clip, adamw, optax.multi_transform(rates, label))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        # Adam's bias correction takes a float to an integer power, which strict dtype promotion refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            return chain.update(updates, state, params)
-
-    return optax.GradientTransformation(chain.init, update)
-
-
 def partition_table(
-    groups: Groups, params: Mapping[str, Any], *, learning_rate: float, weight_decay: float
+    groups: Groups, params: Mapping[str, Any], *, learning_rate: float | Mapping[str, float], weight_decay: float
 ) -> list[Row]:
     """List what is trained: one row for each stage and label, in order of depth.
 
     Args:
         groups: of the params.
         params: the params or their shapes.
-        learning_rate: peak of the schedule, before multipliers.
-        weight_decay: as given to `make_optimizer`; a row without a decayed param shows 0.
+        learning_rate: peak of the schedule, before multipliers and stage factors; or {label: peak} of the trained
+            labels.
+        weight_decay: as given to `optimizer.make_optimizer`; a row without a decayed param shows 0.
     """
+    labels = groups.multipliers
+    peaks = learning_rate if isinstance(learning_rate, Mapping) else dict.fromkeys(labels, learning_rate)
     rows: list[Row] = []
     for stage in groups.stages:
         inside = {path: groups.labels[path] for path in params if paths.stage_of(path) == stage}
@@ -211,7 +200,7 @@ def partition_table(
                     "label": label,
                     "num_params": sum(params[path].size for path in members),
                     "is_trained": is_trained,
-                    "learning_rate": learning_rate * groups.multipliers[label] if is_trained else 0.0,
+                    "learning_rate": peaks[label] * groups.multiplier(members[0]) if is_trained else 0.0,
                     "weight_decay": weight_decay if has_decay else 0.0,
                 }
             )

@@ -1,89 +1,135 @@
 """The training loop: the one place of a run where something changes with time."""
 
+import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from tljax import rundir
 from tljax.finetune.checkpoint import Checkpoints
-from tljax.finetune.step import Arrays, Batch, TrainState
+from tljax.finetune.phases import Phase, first_step, phase_of_state, shapes_in_phase
+from tljax.finetune.state import Arrays, Fixed, TrainState
+from tljax.finetune.step import Batch
+
+log = logging.getLogger(__name__)
 
 
 def fit(
-    state: TrainState,
-    frozen: Arrays,
-    train_step: Callable[[TrainState, Arrays, Batch], tuple[TrainState, Arrays]],
-    batches: Callable[[int], Iterator[Batch]],
+    phases: Sequence[Phase],
     *,
-    num_steps: int,
-    schedule: Callable[[int], Any],
+    sharding: jax.sharding.Sharding,
     config: Mapping[str, Any],
     checkpoint_dir: str | os.PathLike,
     checkpoint_every: int,
     metrics_path: str | os.PathLike,
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None,
     evaluate_every: int,
+    keep_best: str | None = None,
+    max_loss: float | None = None,
 ) -> TrainState:
-    """Train to `num_steps`, going on from the latest checkpoint if there is one.
+    """Train through all phases, going on from the latest checkpoint if there is one.
 
     The final state is a function of the arguments alone, however often the run was killed and resumed,
-    if `batches(k)` begins with the batch of step k.
+    if `batches(k)` of a phase begins with the batch of its step k.
 
     Args:
-        state: before step 0, placed as `train_step` wants it; donated.
-        frozen: the frozen params.
-        train_step: from `make_train_step`.
-        batches: start step -> endless batches from that step on.
-        num_steps: of the whole run, those before a resume included.
-        schedule: learning rate as a function of the step, for the record.
+        phases: in order.
+        sharding: of every array of the state, as the train steps want it.
         config: plain values that determine the run; a checkpoint of another config is refused.
         checkpoint_dir: of this run alone.
-        checkpoint_every: steps between checkpoints; the last step is always saved.
-        metrics_path: JSON lines. One a step with "step" (from 0), "loss", "accuracy", "grad_norm" and
-            "learning_rate" of its update, and one an evaluation with "step" and what was found after that step.
-        evaluate: state -> numbers to record; None where there is nothing to evaluate on. It must not keep the state.
-        evaluate_every: steps between evaluations; the last step is always evaluated.
+        checkpoint_every: steps between checkpoints; the last step of each phase is always saved.
+        metrics_path: JSON lines. One a step with "step" (from 0), "phase" (likewise), "loss", "accuracy", "grad_norm"
+            and "learning_rate" of its update, and one an evaluation with "step" and what was found after that step.
+        evaluate_every: steps between evaluations; the last step of each phase is always evaluated.
+        keep_best: name of an evaluated number. Every evaluation is then a checkpoint too, and the one with the largest
+            number is kept beside the latest ones.
+        max_loss: a loss above it is taken for divergence; None takes none.
+
+    Returns:
+        The state after the last step.
 
     Raises:
-        FloatingPointError: loss or gradient is not finite. Such a state is never saved, so the latest
-            checkpoint is from before.
-        ValueError: a checkpoint of another config or beyond `num_steps`, or `batches` that end.
+        FloatingPointError: loss or gradient is not finite, or the loss is above `max_loss`. Such a state is never
+            saved, so the latest checkpoint is from before.
+        ValueError: a checkpoint of another config or beyond the last phase, or batches that end.
+        RuntimeError: a phase has moved what it froze.
     """
-    with Checkpoints(checkpoint_dir, config) as checkpoints, Progress(console=Console(stderr=True)) as progress:
-        state = checkpoints.restore(state)
-        first = int(state.step)
-        if first > num_steps:
-            raise ValueError(f"the checkpoint in {checkpoint_dir} is at step {first}, beyond num_steps = {num_steps}")
-        rundir.keep_metrics_before(metrics_path, first)
-        bar = progress.add_task("training", total=num_steps, completed=first)
-        journal = _Journal(path=metrics_path, schedule=schedule, checkpoints=checkpoints, progress=progress, bar=bar)
-        stream = batches(first)
-        for step in range(first, num_steps):
-            state, metrics = train_step(state, frozen, _next(stream, step))
-            journal.begin(step, metrics)
-            if evaluate is not None and _is_due(step, evaluate_every, num_steps):
-                journal.flush()
-                rundir.append_metrics(metrics_path, {**evaluate(state), "step": step})
-            if _is_due(step, checkpoint_every, num_steps):
-                journal.flush()
-                rundir.sync_metrics(metrics_path)
-                checkpoints.save(step + 1, state)
+    with Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints, _progress() as progress:
+        state, index = _resume(phases, checkpoints, sharding)
+        done = 0 if state is None else int(state.step)
+        rundir.keep_metrics_before(metrics_path, done)
+        num_steps = first_step(phases, len(phases))
+        journal = _Journal(
+            path=metrics_path,
+            checkpoints=checkpoints,
+            checkpoint_every=checkpoint_every,
+            evaluate_every=evaluate_every,
+            keeps_best=keep_best is not None,
+            max_loss=math.inf if max_loss is None else max_loss,
+            progress=progress,
+            bar=progress.add_task("training", total=num_steps, completed=done),
+        )
+        for number in range(index, len(phases)):
+            phase, first = phases[number], first_step(phases, number)
+            if state is None or done == first:
+                state = _place(phase.enter(state), sharding)
+            state = _train(phase, number, first, state, done, journal)
+            done = first + phase.num_steps
+    assert state is not None
     return state
+
+
+def _train(phase: Phase, number: int, first: int, state: TrainState, done: int, journal: "_Journal") -> TrainState:
+    """Take the steps of a phase that are left, of which there may be none."""
+    fixed, last = phase.open_fixed(state), first + phase.num_steps
+    before = phase.frozen_hash(state, fixed)
+    stream = phase.batches(done - first) if done < last else iter(())
+    for step in range(done, last):
+        state, metrics = phase.train_step(state, fixed, _next(stream, step))
+        journal.begin(step, {"phase": number, "learning_rate": phase.learning_rate(step - first), **metrics})
+        journal.end(step, phase, state, fixed, is_last=step + 1 == last)
+    after = phase.frozen_hash(state, fixed)
+    if before != after:
+        raise RuntimeError(f"phase {number} moved what it froze: hash {before}, then {after}; please report this")
+    log.info("phase %d: what it froze has the hash %s, before and after", number, after)
+    return state
+
+
+def _resume(
+    phases: Sequence[Phase], checkpoints: Checkpoints, sharding: jax.sharding.Sharding
+) -> tuple[TrainState | None, int]:
+    """Return the latest state, if any, and the phase that its next step belongs to, or the last one at the end."""
+    step = checkpoints.latest_step
+    if step is None:
+        return None, 0
+    index = phase_of_state(phases, step)
+    return checkpoints.restore(shapes_in_phase(phases, index, sharding), step), index
+
+
+def _place(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+    """Copy a state to the devices; the steps donate it, and it may share arrays with what `enter` closes over."""
+    return jax.device_put(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state), sharding)
 
 
 @dataclass(kw_only=True)
 class _Journal:
-    """Writes the metrics of a step when the next one is under way, so that the device never waits for the host."""
+    """Writes metrics and checkpoints.
+
+    The metrics of a step are written when the next one is under way, so that the device never waits for the host.
+    """
 
     path: str | os.PathLike
-    schedule: Callable[[int], Any]
     checkpoints: Checkpoints
+    checkpoint_every: int
+    evaluate_every: int
+    keeps_best: bool
+    max_loss: float
     progress: Progress
     bar: TaskID
     waiting: tuple[int, Arrays] | None = None
@@ -100,15 +146,26 @@ class _Journal:
         step, metrics = self.waiting
         self.waiting = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        _check_finite(step, values, self.checkpoints)
-        line = {"step": step, "learning_rate": float(self.schedule(step)), **values}
-        rundir.append_metrics(self.path, line)
+        _check_sound(step, values, self.max_loss, self.checkpoints)
+        rundir.append_metrics(self.path, {"step": step, **values, "phase": int(values["phase"])})
         self.progress.update(self.bar, completed=step + 1, description=f"training, loss {values['loss']:.4f}")
 
+    def end(self, step: int, phase: Phase, state: TrainState, fixed: Fixed, *, is_last: bool) -> None:
+        """Evaluate and save, where that is due after a step."""
+        found = None
+        if phase.evaluate is not None and (is_last or (step + 1) % self.evaluate_every == 0):
+            self.flush()
+            found = {name: float(value) for name, value in phase.evaluate(state, fixed).items()}
+            rundir.append_metrics(self.path, {**found, "step": step})
+        is_best_sought = self.keeps_best and found is not None
+        if is_last or is_best_sought or (step + 1) % self.checkpoint_every == 0:
+            self.flush()
+            rundir.sync_metrics(self.path)
+            self.checkpoints.save(step + 1, state, found)
 
-def _is_due(step: int, every: int, num_steps: int) -> bool:
-    """Tell whether something done every so many steps, and at the end, follows this step."""
-    return (step + 1) % every == 0 or step + 1 == num_steps
+
+def _progress() -> Progress:
+    return Progress(console=Console(stderr=True))
 
 
 def _next(stream: Iterator[Batch], step: int) -> Batch:
@@ -118,8 +175,10 @@ def _next(stream: Iterator[Batch], step: int) -> Batch:
         raise ValueError(f"the batches ended before step {step}; batches(start_step) must be endless") from error
 
 
-def _check_finite(step: int, values: Mapping[str, float], checkpoints: Checkpoints) -> None:
+def _check_sound(step: int, values: Mapping[str, float], max_loss: float, checkpoints: Checkpoints) -> None:
     broken = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if not broken and values["loss"] > max_loss:
+        broken = {"loss": values["loss"]}
     if not broken:
         return
     kept = checkpoints.latest_step
@@ -128,3 +187,27 @@ def _check_finite(step: int, values: Mapping[str, float], checkpoints: Checkpoin
         f"step {step}: {', '.join(f'{name} is {value}' for name, value in broken.items())}; {good}. "
         "Lower the learning rate, clip the gradient, or look for a label out of range in the batch of this step"
     )
+
+
+def load_best(
+    phases: Sequence[Phase],
+    *,
+    sharding: jax.sharding.Sharding,
+    config: Mapping[str, Any],
+    checkpoint_dir: str | os.PathLike,
+    keep_best: str,
+) -> tuple[TrainState, int]:
+    """Return the state with the largest `keep_best` of a finished run, and the phase that it belongs to.
+
+    Raises:
+        ValueError: nothing was evaluated.
+    """
+    with Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints:
+        step = checkpoints.best_step
+        if step is None:
+            raise ValueError(
+                f"no checkpoint in {checkpoint_dir} has {keep_best!r}: nothing was evaluated; give the split a "
+                "validation part, or keep the last"
+            )
+        index = phase_of_state(phases, step)
+        return checkpoints.restore(shapes_in_phase(phases, index, sharding), step), index

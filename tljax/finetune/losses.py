@@ -1,20 +1,28 @@
-"""Losses and scores of a batch, one number an example."""
+"""Losses and scores of a batch, one number an example, and what weighs them."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Integer
+
+from tljax.paths import did_you_mean
+
+CLASS_WEIGHTS = ("inverse", "effective")
 
 
 def softmax_cross_entropy(
-    scores: Float[Array, "b k"], labels: Int[Array, " b"], *, label_smoothing: float = 0.0
+    scores: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, "b k"], *, label_smoothing: float = 0.0
 ) -> Float[Array, " b"]:
     """Compute the cross-entropy of softmax scores with smoothed labels, in float32.
 
     `-sum_k target_k log softmax(scores)_k` with `target = (1 - label_smoothing) * one_hot + label_smoothing / k`.
+    For soft targets, which take the place of `one_hot`, this is the Kullback-Leibler divergence plus the entropy of
+    the targets: the same gradient.
 
     Args:
         scores: unnormalised log-probabilities.
-        labels: classes in [0, k); a label outside gives NaN, which stops training.
+        labels: classes in [0, k), a label outside gives NaN, which stops training; or soft targets, whose rows sum
+            to 1.
         label_smoothing: mass spread evenly over all k classes, in [0, 1).
 
     Raises:
@@ -23,18 +31,92 @@ def softmax_cross_entropy(
     Source:
         Szegedy et al. 2016, arXiv:1512.00567, section 7.
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}, wanted 0 <= label_smoothing < 1")
+    _check_smoothing(label_smoothing)
     log_probabilities = jax.nn.log_softmax(scores.astype(jnp.float32))
     num_classes = scores.shape[-1]
-    index = jnp.where((labels >= 0) & (labels < num_classes), labels, num_classes)
-    of_label = jnp.take_along_axis(log_probabilities, index[:, None], axis=-1, mode="fill", fill_value=jnp.nan)[:, 0]
+    if labels.ndim == 1:
+        index = jnp.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+        of_label = jnp.take_along_axis(log_probabilities, index[:, None], axis=-1, mode="fill", fill_value=jnp.nan)[
+            :, 0
+        ]
+    else:
+        of_label = jnp.sum(labels.astype(jnp.float32) * log_probabilities, axis=-1)
     return -(1.0 - label_smoothing) * of_label - label_smoothing * jnp.mean(log_probabilities, axis=-1)
 
 
-def is_correct(scores: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Return 1 where the highest score is the label's, else 0."""
-    return (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
+def sigmoid_cross_entropy(
+    scores: Float[Array, "b k"], targets: Float[Array, "b k"], *, label_smoothing: float = 0.0
+) -> Float[Array, " b"]:
+    """Compute the cross-entropy of independent sigmoid scores, for images with any number of labels, in float32.
+
+    `-mean_k (target_k log sigmoid(score_k) + (1 - target_k) log sigmoid(-score_k))`. The mean over the classes, not
+    their sum, as in PyTorch's `BCEWithLogitsLoss` and in timm, so that learning rates of their recipes hold.
+
+    Args:
+        scores: log-odds of each class.
+        targets: 1 where the image has the label, else 0, or anything between.
+        label_smoothing: every target becomes `(1 - label_smoothing) * target + label_smoothing / 2`, the formula of
+            `softmax_cross_entropy` for two classes, in [0, 1).
+
+    Raises:
+        ValueError: `label_smoothing` is outside [0, 1).
+    """
+    _check_smoothing(label_smoothing)
+    scores, targets = scores.astype(jnp.float32), targets.astype(jnp.float32)
+    smoothed = (1.0 - label_smoothing) * targets + label_smoothing / 2
+    # Not softplus(score) - target * score, which is the same but cancels to 0 where the score is high and right.
+    losses = -smoothed * jax.nn.log_sigmoid(scores) - (1.0 - smoothed) * jax.nn.log_sigmoid(-scores)
+    return jnp.mean(losses, axis=-1)
+
+
+def one_hot_targets(labels: Int[Array, " b"], num_classes: int) -> Float32[Array, "b k"]:
+    """Turn labels into rows of targets; a label outside [0, num_classes) gives a row of NaN, which stops training."""
+    in_range = (labels >= 0) & (labels < num_classes)
+    return jnp.where(in_range[:, None], jax.nn.one_hot(labels, num_classes, dtype=jnp.float32), jnp.nan)
+
+
+def is_correct(scores: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, "b k"]) -> Float[Array, " b"]:
+    """Return 1 where the highest score is the label's, or that of the largest soft target, else 0."""
+    wanted = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
+    return (jnp.argmax(scores, axis=-1) == wanted).astype(jnp.float32)
+
+
+def class_weights(
+    labels: Integer[np.ndarray, " n"], num_classes: int, *, kind: str, beta: float | None = None
+) -> Float32[np.ndarray, " k"]:
+    """Weigh classes against their frequency, so that the mean weight over the examples is 1.
+
+    Args:
+        labels: of the training examples, in [0, num_classes).
+        num_classes: k.
+        kind: "inverse" for `n / (k n_c)`, which gives every class the same total; "effective" in proportion to
+            `(1 - beta) / (1 - beta ** n_c)`, between no weights (beta = 0) and "inverse" (beta towards 1).
+        beta: of "effective", in [0, 1); None for "inverse". The paper tries 0.9, 0.99, 0.999 and 0.9999.
+
+    Raises:
+        ValueError: an unknown kind, a beta that is out of range or does not go with the kind, a label out of range,
+            or a class without examples.
+
+    Source:
+        Cui et al. 2019, arXiv:1901.05555, eq. 4; there the weights sum to k over the classes.
+    """
+    if kind not in CLASS_WEIGHTS:
+        near = did_you_mean(kind, CLASS_WEIGHTS)
+        raise ValueError(f"no class weights {kind!r}{near}; known: {', '.join(CLASS_WEIGHTS)}")
+    if (kind == "effective") != (beta is not None) or not 0.0 <= (beta or 0.0) < 1.0:
+        raise ValueError(f"beta is {beta}, wanted 0 <= beta < 1 for 'effective' and None for 'inverse', got {kind!r}")
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(f"{len(outside)} labels are not in 0..{num_classes - 1}, the first is {outside[0]}")
+    counts = np.bincount(labels, minlength=num_classes)
+    empty = np.flatnonzero(counts == 0).tolist()
+    if empty:
+        raise ValueError(
+            f"classes {empty} of {num_classes} have no examples among the {len(labels)} to train on, so no weight; "
+            "leave them out of the data, or change the split"
+        )
+    effective = counts if beta is None else (1.0 - beta**counts) / (1.0 - beta)
+    return (len(labels) / np.sum(counts / effective) / effective).astype(np.float32)
 
 
 def example_shares(weights: Float[Array, " b"], axis_name: str | None = None) -> Float[Array, " b"]:
@@ -46,3 +128,8 @@ def example_shares(weights: Float[Array, " b"], axis_name: str | None = None) ->
     """
     total = jnp.sum(weights)
     return weights / (total if axis_name is None else jax.lax.psum(total, axis_name))
+
+
+def _check_smoothing(label_smoothing: float) -> None:
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}, wanted 0 <= label_smoothing < 1")

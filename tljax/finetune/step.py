@@ -1,63 +1,40 @@
-"""One training step as a pure function, and the ways to run it on many devices."""
+"""One training step as a pure function; `devices` runs it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from tljax import paths
-from tljax.finetune.losses import example_shares, is_correct, softmax_cross_entropy
+from tljax.finetune.forward import Forward, example_keys, trained_kernels
+from tljax.finetune.losses import example_shares, is_correct, one_hot_targets, softmax_cross_entropy
+from tljax.finetune.mix import Mix, mix_batch
+from tljax.finetune.penalties import Penalty, PenaltyInputs
+from tljax.finetune.state import Arrays, Fixed, TrainState, update_averages
 from tljax.models.net import Net
 from tljax.preprocess import Preprocess
 
-Arrays = dict[str, Any]
 Batch = Mapping[str, Any]
-Body = Callable[..., tuple["TrainState", Arrays]]
-
-MESH_AXES = ("data", "fsdp")
-PMAP_AXIS = "device"
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class TrainState:
-    """All that a training step changes.
-
-    Args:
-        trained: the trained params; the frozen ones are an input of the step.
-        stats: running statistics of all stages; those of frozen stages do not move.
-        opt_state: of the optimizer over `trained`.
-        step: number of steps taken, int32.
-    """
-
-    trained: Any
-    stats: Any
-    opt_state: Any
-    step: Any
-
-
-def init_state(trained: Arrays, stats: Arrays, tx: optax.GradientTransformation) -> TrainState:
-    """Return the state before the first step."""
-    return TrainState(trained=trained, stats=stats, opt_state=tx.init(trained), step=jnp.zeros((), jnp.int32))
+Body = Callable[..., tuple[TrainState, Arrays]]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def train_body(
     state: TrainState,
-    frozen: Arrays,
+    fixed: Fixed,
     batch: Batch,
     *,
-    net: Net,
+    forward: Forward,
     tx: optax.GradientTransformation,
     preprocess: Preprocess,
-    train_from: str | int,
-    start: str | int = 0,
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = softmax_cross_entropy,
+    seed: int = 0,
+    loss: Loss = softmax_cross_entropy,
+    class_weights: tuple[float, ...] | None = None,
+    mix: Mix | None = None,
+    penalties: Sequence[Penalty] = (),
+    average_decay: float | None = None,
+    num_parts: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Arrays]:
     """Take one step: differentiate and update the trained params only.
@@ -67,128 +44,134 @@ def train_body(
 
     Args:
         state: before the step.
-        frozen: the frozen params, at least those of the stages that run.
-        batch: "label" [b] ints, optionally "weight" [b], and "image" uint8 [b h w 3] when `start` is 0, else
-            "activation", the output of the stage before `start`.
-        net: the network.
+        fixed: what the step only reads.
+        batch: "label" [b] ints or [b k] shares of the classes, optionally "weight" [b], and "image" uint8 [b h w 3]
+            when `forward.start` is the first stage, else "activation", the output of the stage before it.
+        forward: which stages run, and how.
         tx: optimizer over `state.trained`.
         preprocess: how bytes become numbers.
-        train_from: first stage in training mode, `Groups.train_from`.
-        start: first stage to run.
-        loss: (scores [b k], labels [b]) -> loss of each example [b].
+        seed: of what the step draws at random, which is a function of it, of `state.step` and of the place of an
+            example in the batch.
+        loss: (scores [b k], targets [b k]) -> loss of each example [b].
+        class_weights: factor on the targets of each class; None for 1.
+        mix: mixing of images; None for none.
+        penalties: added to the loss.
+        average_decay: of the average that `state` keeps; None where it keeps none.
+        num_parts: parts of the batch that run one after the other, their gradients added up: the same step in less
+            memory, but for BatchNorm in training mode and penalties on a batch, which see a part at a time.
         axis_name: mapped axis that the batch is spread over, under `jax.pmap`. BatchNorm in training mode
             then uses the statistics of each device's share, where the jitted step uses those of the batch.
 
     Returns:
-        The state after the step, and "loss", "accuracy" (means by weight) and "grad_norm" (before clipping)
-        of the batch.
+        The state after the step, and of the batch "loss" (without penalties) and "accuracy" (means by weight),
+        "grad_norm" (before clipping), and "penalty" where there are penalties.
+
+    Raises:
+        ValueError: activations are to be mixed, which only images are, or the parts do not divide the batch.
     """
-    x, labels = _inputs(batch, net, preprocess, start), batch["label"]
-    weights = batch["weight"] if "weight" in batch else jnp.ones(labels.shape, jnp.float32)
-    shares = example_shares(weights, axis_name)
-    # A rule can train a stage in front of one that is frozen, whose statistics stay all the same.
-    frozen_stages = set(map(paths.stage_of, frozen)) - set(map(paths.stage_of, state.trained))
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    examples = _examples(batch, forward, preprocess, key, axis_name, mix, class_weights)
+    num_shares = num_parts * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
-    def batch_loss(trained: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays]]:
-        params = paths.merge(trained, frozen)
-        scores, stats = net.apply(params, state.stats, x, start=start, train_from=train_from, frozen=frozen_stages)
-        return jnp.sum(shares * loss(scores, labels)), (scores, stats)
+    def part_loss(trained: Arrays, moving: Arrays, part: Arrays) -> tuple[jax.Array, tuple[Arrays, Arrays]]:
+        params = forward.assemble(trained, fixed.params, state.settled)
+        taps = tuple(dict.fromkeys(tap for penalty in penalties for tap in penalty.taps))
+        scores, stats, outputs = forward.run(params, {**state.stats, **moving}, part["x"], part["key"], taps=taps)
+        value = jnp.sum(part["share"] * loss(scores, part["weighted_target"]))
+        metrics = {"loss": value, "accuracy": jnp.sum(part["share"] * is_correct(scores, part["target"]))}
+        if penalties:
+            inputs = _penalty_inputs(forward, fixed, trained, params, outputs, part["x"], penalties)
+            metrics["penalty"] = jnp.sum(jnp.stack([penalty(inputs) for penalty in penalties])) / num_shares
+            value += metrics["penalty"]
+        return value, (metrics, {path: stats[path] for path in moving})
 
-    (value, (scores, stats)), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.trained)
-    metrics = {"loss": value, "accuracy": jnp.sum(shares * is_correct(scores, labels))}
+    moving = {path: stat for path, stat in state.stats.items() if forward.moves(path)}
+    metrics, moving, grads = _add_up(part_loss, state.trained, moving, examples, num_parts)
     if axis_name is not None:
         # The shares already sum to 1 over all devices.
         metrics, grads = jax.lax.psum((metrics, grads), axis_name)
-        stats = _mean_of_moved(stats, state.stats, axis_name)
+        moving = jax.lax.pmean(moving, axis_name)
     metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
-    return TrainState(trained=trained, stats=stats, opt_state=opt_state, step=state.step + 1), metrics
+    trained: Any = optax.apply_updates(state.trained, updates)
+    return TrainState(
+        trained=trained,
+        settled=state.settled,
+        stats={**state.stats, **moving},
+        opt_state=opt_state,
+        average=update_averages(state, trained, moving, average_decay),
+        step=state.step + 1,
+    ), metrics
 
 
-def _inputs(batch: Batch, net: Net, preprocess: Preprocess, start: str | int) -> jax.Array:
+def model_inputs(batch: Batch, net: Net, preprocess: Preprocess, start: str | int) -> jax.Array:
+    """Return what the stage `start` reads: normalised images, or stored activations."""
     if net.depth(start) == 0:
         return preprocess.normalise(batch["image"])
     # Stores keep half the bits; what is computed from them is computed in full.
     return batch["activation"].astype(jnp.float32)
 
 
-def _mean_of_moved(stats: Arrays, before: Arrays, axis_name: str) -> Arrays:
-    """Average statistics over devices, except those that no stage replaced: a mean may round them."""
-    return {path: stat if stat is before[path] else jax.lax.pmean(stat, axis_name) for path, stat in stats.items()}
+def _examples(
+    batch: Batch, forward: Forward, preprocess: Preprocess, key: jax.Array, axis_name: str | None, mix: Mix | None,
+    class_weights: Sequence[float] | None,
+) -> Arrays:  # fmt: skip
+    """Return what the parts of a batch are cut from: inputs "x", targets, "share" of the mean, and "key"."""
+    x, labels = model_inputs(batch, forward.net, preprocess, forward.start), batch["label"]
+    size = labels.shape[0]
+    targets = one_hot_targets(labels, forward.net.num_classes) if labels.ndim == 1 else labels
+    if mix is not None and mix.is_on:
+        if "image" not in batch:
+            raise ValueError("mix takes images: set finetune.use_prefix_cache to False, or leave mix out")
+        x, targets = mix_batch(x, targets, jax.random.fold_in(key, 1), mix, axis_name=axis_name)
+    factors = jnp.ones((1,), jnp.float32) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+    weights = batch["weight"] if "weight" in batch else jnp.ones((size,), jnp.float32)
+    keys = example_keys(jax.random.fold_in(key, 2), size, axis_name)
+    shares = example_shares(weights, axis_name)
+    return {"x": x, "target": targets, "weighted_target": targets * factors[None], "share": shares, "key": keys}
 
 
-def make_mesh(devices: Sequence[Any]) -> Mesh:
-    """Arrange devices for data parallelism."""
-    return Mesh(np.asarray(devices).reshape(-1, 1), MESH_AXES)
+def _penalty_inputs(
+    forward: Forward, fixed: Fixed, trained: Arrays, params: Arrays, outputs: Arrays, x: jax.Array,
+    penalties: Sequence[Penalty],
+) -> PenaltyInputs:  # fmt: skip
+    changed = trained_kernels(trained)
+    taps = tuple(dict.fromkeys(tap for penalty in penalties if penalty.needs_original for tap in penalty.taps))
+    return PenaltyInputs(
+        params={path: params[path] for path in changed},
+        original={path: fixed.original[path] for path in changed},
+        outputs=outputs,
+        original_outputs=forward.run_to_taps(fixed.original, fixed.original_stats, x, taps=taps) if taps else {},
+    )
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copy a tree of arrays to every device of the mesh.
+def _add_up(
+    part_loss: Callable[..., Any], trained: Arrays, moving: Arrays, examples: Arrays, num_parts: int
+) -> tuple[Arrays, Arrays, Arrays]:
+    """Return metrics, moved statistics and gradients of a batch, run in parts one after the other."""
+    differentiate = jax.grad(part_loss, has_aux=True)
 
-    Always a copy: the step donates its state, which would otherwise delete the caller's arrays.
-    """
-    # device_put shares the array of a device that holds it already, `may_alias=False` or not.
-    copies = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-    return jax.device_put(copies, NamedSharding(mesh, P()))
+    def run(moving: Arrays, part: Arrays) -> tuple[Arrays, tuple[Arrays, Arrays]]:
+        grads, (metrics, moving) = differentiate(trained, moving, part)
+        return moving, (metrics, grads)
 
+    if num_parts == 1:
+        moving, (metrics, grads) = run(moving, examples)
+        return metrics, moving, grads
+    size = examples["share"].shape[0]
+    if size % num_parts:
+        raise ValueError(f"a batch of {size} cannot be run in {num_parts} equal parts; change batch_size or num_parts")
+    # Every device keeps the examples that it has: b ... -> parts b/parts ..., a part being every so many examples.
+    parts = jax.tree.map(
+        lambda array: array.reshape(size // num_parts, num_parts, *array.shape[1:]).swapaxes(0, 1), examples
+    )
 
-def make_train_step(body: Body, mesh: Mesh) -> Callable[..., tuple[TrainState, Arrays]]:
-    """Compile `body`, which is `train_body` with its keywords bound, for a mesh.
+    def add(carry: Any, part: Arrays) -> tuple[Any, None]:
+        moving, total = carry
+        moving, found = run(moving, part)
+        return (moving, jax.tree.map(jnp.add, total, found)), None
 
-    Returns:
-        (state, frozen, batch) -> (state, metrics), with params on every device and the batch spread over
-        them; the batch size must be a multiple of the number of devices. The state passed in is donated: use
-        the one returned, and make the first with `replicate`.
-    """
-    replicated, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P(MESH_AXES))
-    return jax.jit(body, in_shardings=(replicated, replicated, spread), out_shardings=replicated, donate_argnums=0)
-
-
-def make_pmap_step(body: Body) -> Callable[..., tuple[TrainState, Arrays]]:
-    """Map `body`, which is `train_body` with its keywords bound but for `axis_name`, over devices.
-
-    Returns:
-        (state, frozen, batch) -> (state, metrics), where every array but the metrics has a leading axis of
-        devices; `flax.jax_utils.replicate` makes it. The state passed in is donated.
-    """
-
-    def mapped(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Arrays]:
-        return body(state, frozen, batch, axis_name=PMAP_AXIS)
-
-    return jax.pmap(mapped, axis_name=PMAP_AXIS, out_axes=(0, None), donate_argnums=0)
-
-
-def make_eval_step(
-    net: Net, preprocess: Preprocess, mesh: Mesh, *, start: str | int = 0
-) -> Callable[[Arrays, Arrays, Batch], jax.Array]:
-    """Compile the prediction of class probabilities.
-
-    Returns:
-        (params, stats, batch) -> float32 [b k], for a batch as `train_body` takes it, labels aside. Rows that
-        pad a batch have probabilities too; `predict` drops them.
-    """
-
-    def evaluate(params: Arrays, stats: Arrays, batch: Batch) -> jax.Array:
-        scores, _ = net.apply(params, stats, _inputs(batch, net, preprocess, start), start=start)
-        return jax.nn.softmax(scores.astype(jnp.float32))
-
-    replicated, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P(MESH_AXES))
-    return jax.jit(evaluate, in_shardings=(replicated, replicated, spread), out_shardings=replicated)
-
-
-def predict(
-    eval_step: Callable[[Arrays, Arrays, Batch], jax.Array], params: Arrays, stats: Arrays, batches: Iterable[Batch]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run `eval_step` over padded batches that carry "index" and "mask".
-
-    Returns:
-        The index of each example, and its probabilities [n k], both in the order of the batches.
-    """
-    indices, probabilities = [], []
-    for batch in batches:
-        mask = batch["mask"]
-        inputs = {key: value for key, value in batch.items() if key not in ("index", "mask")}
-        indices.append(batch["index"][mask])
-        probabilities.append(np.asarray(eval_step(params, stats, inputs))[mask])
-    return np.concatenate(indices), np.concatenate(probabilities)
+    first = jax.tree.map(lambda array: array[0], parts)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, moving, first)[1])
+    (moving, (metrics, grads)), _ = jax.lax.scan(add, (moving, zeros), parts)
+    return metrics, moving, grads

@@ -3,41 +3,25 @@
 This is the only module that turns NNX modules into dicts and back.
 """
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from tljax import paths
+from tljax.models.architecture import Architecture
+from tljax.models.noise import Noise, Regularise, stage_noises
+from tljax.models.pooling import pool
 
 HEAD = "head"
-POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
 NORM = "norm"
 
 Arrays = dict[str, Any]
-
-
-@runtime_checkable
-class Architecture(Protocol):
-    """A hashable description of a network, from which its stages are built."""
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Stage names in order of depth, sorted as text within a family of stages; the last is "head"."""
-        ...
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Number of tokens before the patches (class, registers); 0 for networks of feature maps."""
-        ...
-
-    def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
-        """Return the module of one stage, called as `module(x, is_training=...)`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,11 @@ class Net:
     def prefix_tokens(self) -> int:
         """Number of tokens before the patches."""
         return self.architecture.prefix_tokens
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the head; 0 where it returns pooled features."""
+        return self.architecture.num_classes
 
     @cached_property
     def _layouts(self) -> dict[str, _Layout]:
@@ -124,6 +113,10 @@ class Net:
         stop: str | int | None = None,
         train_from: str | int | None = None,
         frozen: Collection[str] = (),
+        regularise: Regularise | None = None,
+        keys: jax.Array | None = None,
+        compute_dtype: str | None = None,
+        use_remat: bool = False,
     ) -> tuple[jax.Array, Arrays]:
         """Run the stages from `start` up to, not including, `stop`.
 
@@ -136,6 +129,13 @@ class Net:
             train_from: first stage in training mode; None runs all in inference mode, where running
                 statistics are used and do not move.
             frozen: stages behind `train_from` that run in inference mode all the same.
+            regularise: what stages in training mode leave out; None for nothing.
+            keys: [b] one key an example, for `regularise`.
+            compute_dtype: dtype of every layer but the head, such as "bfloat16"; None is that of params and images.
+                Means, variances and softmax are taken in float32 all the same, statistics stay float32, and the head
+                computes in float32.
+            use_remat: compute the inside of each stage in training mode again in the backward pass, and keep only
+                what goes from stage to stage.
 
         Returns:
             The output of the last stage that ran, and `stats` with the entries of the stages in training
@@ -152,16 +152,32 @@ class Net:
         training = len(self.stages) if train_from is None else self.depth(train_from)
         for stage in frozen:
             self.depth(stage)
+        noises = stage_noises(self.architecture, regularise, keys)
         running = self.stages[first:last]
         self._check(running, params, stats)
-        stats = dict(stats)
+        updated: Arrays = dict(stats)
         for index, stage in enumerate(running, first):
-            module = self._bind(stage, params, stats)
             is_training = index >= training and stage not in frozen
-            x = module(x, is_training=is_training)
-            if is_training:
-                stats |= _flatten(stage, nnx.state(module, nnx.BatchStat))
-        return x, stats
+            run: Any = functools.partial(self._run, stage, is_training=is_training, compute_dtype=compute_dtype)
+            if use_remat and is_training:
+                run = jax.checkpoint(run)
+            own = [{path: given[path] for path in leaves} for leaves, given in self._leaves_of(stage, params, stats)]
+            x, moved = run(*own, x, noises.get(stage) if is_training else None)
+            updated |= moved
+        return x, updated
+
+    def _run(
+        self, stage: str, params: Arrays, stats: Arrays, x: jax.Array, noise: Noise | None, *, is_training: bool,
+        compute_dtype: str | None,
+    ) -> tuple[jax.Array, Arrays]:  # fmt: skip
+        """Run one stage; return its output, and its new statistics in training mode."""
+        if compute_dtype is not None:
+            dtype = jnp.dtype("float32" if stage == HEAD else compute_dtype)
+            params, x = jax.tree.map(lambda array: array.astype(dtype), (params, x))
+        module = self._bind(stage, params, stats)
+        # Only stages that draw know the word.
+        y = module(x, is_training=is_training, **({} if noise is None else {"noise": noise}))
+        return y, _flatten(stage, nnx.state(module, nnx.BatchStat)) if is_training else {}
 
     def pool(self, y: jax.Array, kind: str) -> jax.Array:
         """Reduce a stage's output to one vector an image.
@@ -185,6 +201,12 @@ class Net:
         if problems:
             raise ValueError(f"params do not fit stages {running[0]}..{running[-1]}:\n  " + "\n  ".join(problems))
 
+    def _leaves_of(
+        self, stage: str, params: Mapping[str, Any], stats: Mapping[str, Any]
+    ) -> tuple[tuple[dict[str, Any], Mapping[str, Any]], ...]:
+        layout = self._layouts[stage]
+        return (layout.params, params), (layout.stats, stats)
+
     def _bind(self, stage: str, params: Mapping[str, Any], stats: Mapping[str, Any]) -> Any:
         """Build the live module of a stage.
 
@@ -194,27 +216,9 @@ class Net:
         layout = self._layouts[stage]
         states = [
             nnx.from_flat_state([(_keys(path), leaf.replace(given[path])) for path, leaf in leaves.items()])
-            for leaves, given in ((layout.params, params), (layout.stats, stats))
+            for leaves, given in self._leaves_of(stage, params, stats)
         ]
         return nnx.merge(layout.graph, *states)
-
-
-def pool(y: jax.Array, kind: str, prefix_tokens: int) -> jax.Array:
-    """Reduce tokens [b n d] or a feature map [b h w c] to [b d]; see `Net.pool`."""
-    if kind not in POOLINGS:
-        raise ValueError(f"pooling {kind!r} is not known{paths.did_you_mean(kind, POOLINGS)}")
-    if y.ndim == 2:
-        return y  # an earlier stage has pooled
-    if kind != "mean" and prefix_tokens == 0:
-        raise ValueError(f"pooling {kind!r} needs a class token, and this network has none; use 'mean'")
-    if y.ndim == 4:
-        y = y.reshape(y.shape[0], -1, y.shape[-1])  # b h w c -> b (h w) c
-    if kind == "cls_distillation":
-        return jnp.mean(y[:, :2], axis=1)
-    mean = jnp.mean(y[:, prefix_tokens:], axis=1)
-    if kind == "mean":
-        return mean
-    return y[:, 0] if kind == "cls" else jnp.concatenate([y[:, 0], mean], axis=-1)
 
 
 def _layout(architecture: Architecture, stage: str) -> _Layout:

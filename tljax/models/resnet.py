@@ -10,7 +10,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tljax.models.net import HEAD, pool
+from tljax.models.net import HEAD
+from tljax.models.noise import Noise, drop_branch, drop_units
+from tljax.models.normalisation import BatchNorm
+from tljax.models.pooling import pool
 
 STEM = "stem"
 # Of the max-pool, the same on both sides, as torch pads. flax takes it; its annotation knows names only.
@@ -69,6 +72,16 @@ class ResNetConfig:
         """None: the stages put out feature maps."""
         return 0
 
+    @property
+    def branch_stages(self) -> tuple[str, ...]:
+        """Stages with residual branches, in order of depth."""
+        return self.stages[1:-1]
+
+    @property
+    def dropout_stages(self) -> tuple[str, ...]:
+        """Stages that drop units."""
+        return (HEAD,)
+
     def hidden_width(self, layer: int) -> int:
         """Channels of the 3x3 convolution of a bottleneck; `layer` counts from 0."""
         return self.widths[layer] // EXPANSION * self.width_per_group // 64 * self.groups
@@ -122,7 +135,9 @@ class Block(nnx.Module):
             self.shortcut = _conv(in_width, out_width, 1, stride, 1, rngs)
             self.shortcut_norm = _norm(config, out_width, rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b y x k"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b y x k"]:
         running = not is_training
         y = jax.nn.relu(self.norm1(self.conv1(x), use_running_average=running))
         y = self.norm2(self.conv2(y), use_running_average=running)
@@ -130,7 +145,7 @@ class Block(nnx.Module):
             y = self.norm3(self.conv3(jax.nn.relu(y)), use_running_average=running)
         if self.has_projection:
             x = self.shortcut_norm(self.shortcut(x), use_running_average=running)
-        return jax.nn.relu(x + y)
+        return jax.nn.relu(x + drop_branch(y, noise, branch=0))
 
 
 class Head(nnx.Module):
@@ -143,9 +158,11 @@ class Head(nnx.Module):
             width = config.widths[-1]
             self.linear = nnx.Linear(width, config.num_classes, kernel_init=zeros, bias_init=zeros, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b k"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b k"]:
         pooled = pool(x, "mean", 0)
-        return self.linear(pooled) if self.has_classifier else pooled
+        return self.linear(drop_units(pooled, noise)) if self.has_classifier else pooled
 
 
 def _conv(in_width: int, width: int, size: int, stride: int, groups: int, rngs: nnx.Rngs) -> nnx.Conv:
@@ -165,10 +182,8 @@ def _conv(in_width: int, width: int, size: int, stride: int, groups: int, rngs: 
     )
 
 
-def _norm(config: ResNetConfig, width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    # torch's momentum of 0.1, counted from the other end. torch stores the unbiased variance of a batch and flax the
-    # biased one, which is nearer to what the batch itself was normalised by. The fast variance loses digits.
-    return nnx.BatchNorm(width, momentum=0.9, epsilon=config.norm_epsilon, use_fast_variance=False, rngs=rngs)
+def _norm(config: ResNetConfig, width: int, rngs: nnx.Rngs) -> BatchNorm:
+    return BatchNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
 
 
 _BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tljax.models.net import HEAD, NORM, pool
+from tljax.models.net import HEAD, NORM
+from tljax.models.noise import Noise, drop_branch, drop_units
+from tljax.models.pooling import pool
 
 STEM = "stem"
 # A block's output is this many times as wide as its 3x3 convolution.
@@ -70,6 +72,16 @@ class ResNetV2Config:
     def prefix_tokens(self) -> int:
         """None: the stages put out feature maps."""
         return 0
+
+    @property
+    def branch_stages(self) -> tuple[str, ...]:
+        """Stages with residual branches, in order of depth."""
+        return self.stages[1:-2]
+
+    @property
+    def dropout_stages(self) -> tuple[str, ...]:
+        """Stages that drop units."""
+        return (HEAD,)
 
     @property
     def scaled_stem_width(self) -> int:
@@ -161,11 +173,13 @@ class Block(nnx.Module):
         if self.has_projection:
             self.shortcut = StandardizedConv(config, (1, in_width, out_width), stride, rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b y x k"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b y x k"]:
         active = self.norm1(x)
         shortcut = self.shortcut(active) if self.has_projection else x
         hidden = self.conv2(self.norm2(self.conv1(active)))
-        return self.conv3(self.norm3(hidden)) + shortcut
+        return drop_branch(self.conv3(self.norm3(hidden)), noise, branch=0) + shortcut
 
 
 class Head(nnx.Module):
@@ -179,9 +193,11 @@ class Head(nnx.Module):
                 config.scaled_widths[-1], config.num_classes, kernel_init=zeros, bias_init=zeros, rngs=rngs
             )  # fmt: skip
 
-    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b k"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b k"]:
         pooled = pool(x, "mean", 0)
-        return self.linear(pooled) if self.has_classifier else pooled
+        return self.linear(drop_units(pooled, noise)) if self.has_classifier else pooled
 
 
 def standardize(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tljax.models.net import pool
+from tljax.models.noise import Noise, drop_units
+from tljax.models.normalisation import LayerNorm
+from tljax.models.pooling import pool
 
 # Where each comes from: erf in timm, Hugging Face, DeiT, MAE, DINO and LAION's CLIP; tanh in Google's ViT and SigLIP;
 # the sigmoid in OpenAI's CLIP.
@@ -81,7 +83,7 @@ class AttentionPool(nnx.Module):
     Source: big_vision/models/vit.py, MAPHead.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp: Mlp, norm: nnx.LayerNorm, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int, mlp: Mlp, norm: LayerNorm, rngs: nnx.Rngs):
         self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, width)))
         self.attn = Attention(width, num_heads, rngs)
         self.norm = norm
@@ -105,9 +107,11 @@ class Norm(nnx.Module):
     def __call__(self, x: Float[Array, "b n d"], *, is_training: bool) -> Float[Array, "b *n d"]:
         if self.pooling is not None:
             x = pool(x, self.pooling, self.prefix_tokens)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        # In float32, as NNX's LayerNorm: half precision loses digits in a mean.
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normalised = centred * jax.lax.rsqrt(variance + self.epsilon)
+        normalised = (centred * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype)
         over = (None,) * (x.ndim - 1)
         return normalised * self.scale[...][over] + self.bias[...][over]
 
@@ -136,22 +140,17 @@ class Head(nnx.Module):
         if num_classes and pooling == CLS_DISTILLATION:
             self.distillation = nnx.Linear(width, num_classes, **settings)
 
-    def __call__(self, x: Float[Array, "b *n d"], *, is_training: bool) -> Float[Array, "b k"]:
+    def __call__(
+        self, x: Float[Array, "b *n d"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b k"]:
         if self.num_classes and self.pooling == CLS_DISTILLATION:
-            return (self.linear(x[:, 0]) + self.distillation(x[:, 1])) / 2
+            pair = drop_units(x[:, :2], noise)
+            return (self.linear(pair[:, 0]) + self.distillation(pair[:, 1])) / 2
         pooled = x if x.ndim == 2 else pool(x, self.pooling, self.prefix_tokens)
-        return self.linear(pooled) if self.num_classes else pooled
+        return self.linear(drop_units(pooled, noise)) if self.num_classes else pooled
 
 
 def prepend(prefix: Sequence[Any], tokens: Array) -> Array:
     """Put tokens that all images share before those of each."""
     shared = [jnp.broadcast_to(token, (tokens.shape[0], *token.shape[1:])) for token in prefix]
     return jnp.concatenate([*shared, tokens], axis=1) if shared else tokens
-
-
-def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Return a LayerNorm without the fast variance.
-
-    The fast one, E[x^2] - E[x]^2, loses digits when the mean is large beside the spread.
-    """
-    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)

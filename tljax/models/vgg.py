@@ -8,7 +8,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tljax.models.net import HEAD, pool
+from tljax.models.net import HEAD
+from tljax.models.noise import Noise, drop_units
+from tljax.models.normalisation import BatchNorm
+from tljax.models.pooling import pool
 
 FC1, FC2 = "fc1", "fc2"
 
@@ -67,6 +70,16 @@ class VggConfig:
         """None: the stages put out feature maps."""
         return 0
 
+    @property
+    def branch_stages(self) -> tuple[str, ...]:
+        """None: nothing is residual."""
+        return ()
+
+    @property
+    def dropout_stages(self) -> tuple[str, ...]:
+        """Stages that drop units: their own outputs, as published, or what the classifier reads."""
+        return (FC1, FC2) if self.hidden_width else (HEAD,)
+
     def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
         """Return the module of one stage."""
         if stage == HEAD:
@@ -88,8 +101,7 @@ class Convolution(nnx.Module):
         self.conv = nnx.Conv(width if convolution else before, width, (3, 3), padding=1, rngs=rngs)
         self.use_norm = config.use_norm
         if self.use_norm:
-            # torch's numbers; flax counts the momentum from the other end. The fast variance loses digits.
-            self.norm = nnx.BatchNorm(width, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+            self.norm = BatchNorm(width, epsilon=1e-5, rngs=rngs)
         self.has_pool = convolution == config.convolutions[block] - 1
 
     def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b y x k"]:
@@ -113,11 +125,13 @@ class FirstLinear(nnx.Module):
         self.grid = grid
         self.is_convolutional = config.is_head_convolutional
 
-    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b *yx d"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b *yx d"]:
         grid = self.grid
         if not self.is_convolutional:
             x = adaptive_average_pool(x, (grid, grid))
-            return jax.nn.relu(self.linear(x.reshape(x.shape[0], -1)))  # b y x c -> b (y x c)
+            return drop_units(jax.nn.relu(self.linear(x.reshape(x.shape[0], -1))), noise)  # b y x c -> b (y x c)
         x = adaptive_average_pool(x, (max(grid, x.shape[1]), max(grid, x.shape[2])))
         kernel = self.linear.kernel[...].reshape(grid, grid, x.shape[-1], -1)  # (y x c) d -> y x c d
         mapped = jax.lax.conv_general_dilated(
@@ -125,7 +139,7 @@ class FirstLinear(nnx.Module):
         )  # fmt: skip
         bias = self.linear.bias
         assert bias is not None
-        return jax.nn.relu(mapped + bias[...][None, None, None])
+        return drop_units(jax.nn.relu(mapped + bias[...][None, None, None]), noise)
 
 
 class SecondLinear(nnx.Module):
@@ -134,8 +148,10 @@ class SecondLinear(nnx.Module):
     def __init__(self, config: VggConfig, rngs: nnx.Rngs):
         self.linear = nnx.Linear(config.hidden_width, config.hidden_width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b *yx d"], *, is_training: bool) -> Float[Array, "b *yx d"]:
-        return jax.nn.relu(self.linear(x))
+    def __call__(
+        self, x: Float[Array, "b *yx d"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b *yx d"]:
+        return drop_units(jax.nn.relu(self.linear(x)), noise)
 
 
 class Head(nnx.Module):
@@ -148,9 +164,11 @@ class Head(nnx.Module):
             width = config.hidden_width or config.widths[-1]
             self.linear = nnx.Linear(width, config.num_classes, kernel_init=zeros, bias_init=zeros, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b *yx d"], *, is_training: bool) -> Float[Array, "b k"]:
+    def __call__(
+        self, x: Float[Array, "b *yx d"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b k"]:
         pooled = pool(x, "mean", 0)
-        return self.linear(pooled) if self.has_classifier else pooled
+        return self.linear(drop_units(pooled, noise)) if self.has_classifier else pooled
 
 
 def adaptive_average_pool(x: Float[Array, "b h w c"], grid: tuple[int, int]) -> Float[Array, "b y x c"]:

@@ -10,6 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tljax.models.net import HEAD, NORM
+from tljax.models.noise import Noise, drop_branch
+from tljax.models.normalisation import LayerNorm
 from tljax.models.transformer import (
     ACTIVATIONS,
     CLS_DISTILLATION,
@@ -22,7 +24,6 @@ from tljax.models.transformer import (
     Mlp,
     Norm,
     PreLogits,
-    layer_norm,
     prepend,
 )
 from tljax.paths import did_you_mean
@@ -128,9 +129,18 @@ class VitConfig:
     @property
     def stages(self) -> tuple[str, ...]:
         """Stage names in order of depth."""
-        blocks = tuple(f"block_{index:02d}" for index in range(self.depth))
         pools = (POOL,) * (self.pooling == ATTENTION) + (PRE_LOGITS,) * bool(self.representation_width)
-        return (EMBED, *blocks, NORM, *pools, HEAD)
+        return (EMBED, *self.branch_stages, NORM, *pools, HEAD)
+
+    @property
+    def branch_stages(self) -> tuple[str, ...]:
+        """Stages with residual branches, in order of depth."""
+        return tuple(f"block_{index:02d}" for index in range(self.depth))
+
+    @property
+    def dropout_stages(self) -> tuple[str, ...]:
+        """Stages that drop units."""
+        return (HEAD,)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -163,7 +173,8 @@ class VitConfig:
             return Norm(self.width, self.norm_epsilon, before, self.prefix_tokens)
         if stage == POOL:
             mlp = Mlp(self.width, self.hidden_width, self.activation, rngs)
-            return AttentionPool(self.width, self.num_heads, mlp, layer_norm(self.width, self.norm_epsilon, rngs), rngs)
+            norm = LayerNorm(self.width, epsilon=self.norm_epsilon, rngs=rngs)
+            return AttentionPool(self.width, self.num_heads, mlp, norm, rngs)
         if stage == PRE_LOGITS:
             return PreLogits(self.width, self.representation_width, self.pooling, self.prefix_tokens, rngs)
         if stage == HEAD:
@@ -198,7 +209,7 @@ class Embed(nnx.Module):
         rows, columns = config.grid
         self.pos_embed = draw(config.positioned_prefix_tokens + rows * columns)
         if config.has_embed_norm:
-            self.norm = layer_norm(config.width, config.norm_epsilon, rngs)
+            self.norm = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
         self.config = config
 
     def __call__(self, x: Array, *, is_training: bool) -> Float[Array, "b n d"]:
@@ -232,9 +243,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: VitConfig, rngs: nnx.Rngs):
         width, hidden_width = config.width, config.hidden_width
-        self.norm1 = layer_norm(config.width, config.norm_epsilon, rngs)
+        self.norm1 = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
         self.attn = Attention(width, config.num_heads, rngs)
-        self.norm2 = layer_norm(config.width, config.norm_epsilon, rngs)
+        self.norm2 = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
         if config.activation == SWIGLU:
             self.mlp: nnx.Module = GatedMlp(width, hidden_width, rngs)
         else:
@@ -244,8 +255,12 @@ class Block(nnx.Module):
             self.layer_scale1 = LayerScale(width)
             self.layer_scale2 = LayerScale(width)
 
-    def __call__(self, x: Float[Array, "b n d"], *, is_training: bool) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], *, is_training: bool, noise: Noise | None = None
+    ) -> Float[Array, "b n d"]:
         attended = self.attn(self.norm1(x))
-        x = x + (self.layer_scale1(attended) if self.use_layer_scale else attended)
+        attended = self.layer_scale1(attended) if self.use_layer_scale else attended
+        x = x + drop_branch(attended, noise, branch=0)
         mapped = self.mlp(self.norm2(x))
-        return x + (self.layer_scale2(mapped) if self.use_layer_scale else mapped)
+        mapped = self.layer_scale2(mapped) if self.use_layer_scale else mapped
+        return x + drop_branch(mapped, noise, branch=1)

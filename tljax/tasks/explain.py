@@ -1,20 +1,21 @@
-"""Explain: what a config would train, and what a step would cost, before any training."""
+"""Explain: what a config would train, at which rates, and what a step costs, before any training."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from tljax.finetune.groups import format_partition, make_groups, make_optimizer, partition_table
-from tljax.finetune.schedules import warmup_cosine
-from tljax.finetune.step import TrainState, train_body
-from tljax.tasks.finetune import Recipe
-from tljax.tasks.inputs import open_inputs
+from tljax.finetune.costs import count_flops, forward_flops, lower_step, stage_flops, step_batch
+from tljax.finetune.groups import format_partition, make_groups
+from tljax.finetune.optimizer import make_optimizer
+from tljax.paths import stage_of
+from tljax.tasks.inputs import make_split, open_inputs
+from tljax.tasks.plan import Plan, plan_phases
 from tljax.tasks.sections import call, select
+from tljax.tasks.training import partition, step_body
 
 NAME = "explain"
 
@@ -22,64 +23,69 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
-    """Print the partition and the cost of the step, from the compiled program; nothing is trained or written."""
+    """Print the partition and the costs of each phase; nothing is trained or written.
+
+    Returns:
+        Of the last phase: numbers of params, bytes of the optimizer state, and FLOPs by XLA's count.
+    """
     del workdir
     config = select(NAME, config)
     inputs = open_inputs(config)
-    pretrained, net = inputs.pretrained, inputs.pretrained.net
-    recipe = call("finetune", config, Recipe)
-    groups = call("groups", config, make_groups, pretrained.params, net.stages)
-    schedule = warmup_cosine(learning_rate=recipe.learning_rate, warmup_steps=0, num_steps=1)
-    optimizer = call("optimizer", config, make_optimizer, groups, schedule)
-    rows = partition_table(
-        groups,
-        pretrained.params,
-        learning_rate=recipe.learning_rate,
-        weight_decay=config["optimizer"]["weight_decay"],
-    )
-    print(format_partition(rows))
-    trained, frozen = groups.split(net.shapes)
-    opt_state = jax.eval_shape(optimizer.init, trained)
-    state = TrainState(
-        trained=trained, stats=net.stat_shapes, opt_state=opt_state, step=jax.ShapeDtypeStruct((), jnp.int32)
-    )
-    size = recipe.batch_size
-    images = jax.ShapeDtypeStruct((size, *pretrained.preprocess.shape), jnp.float32)
-    forward = jax.jit(lambda params, stats, x: net.apply(params, stats, x)[0])
-    forward_flops = _flops(forward.lower(net.shapes, net.stat_shapes, images))
+    split = call("split", config, make_split, inputs.source, config["seed"])
+    plans = plan_phases(config, inputs, inputs.source.labels[split.train])
+    results: dict[str, float] = {}
+    for index, plan in enumerate(plans):
+        print(f"phase {index}: {plan.num_steps} steps of {plan.recipe.batch_size} images")
+        print(format_partition(partition(plan)))
+        results = _explain(plan)
+    return results
 
-    start = groups.train_from if recipe.use_prefix_cache else 0
-    key, inputs_of_step = _step_inputs(pretrained, start, images)
-    body = partial(
-        train_body,
-        net=net,
-        tx=optimizer,
-        preprocess=pretrained.preprocess,
-        train_from=groups.train_from,
-        start=start,
-    )
-    running = {path: leaf for path, leaf in frozen.items() if net.depth(path.split("/")[0]) >= net.depth(start)}
-    step_flops = _flops(
-        jax.jit(body).lower(state, running, {"label": jax.ShapeDtypeStruct((size,), jnp.int32), key: inputs_of_step})
-    )
+
+def _explain(plan: Plan) -> dict[str, float]:
+    """Print what a phase costs, stage by stage, and return the totals."""
+    size, shape = plan.recipe.batch_size, plan.inputs.pretrained.preprocess.shape
+    net, stats = plan.forward.net, plan.inputs.pretrained.stats
+    # The parts of a batch are run by a loop, whose body XLA counts once.
+    size //= plan.recipe.num_parts
+    plan = dataclasses.replace(plan, objective={**plan.objective, "num_parts": 1})
+    batch = step_batch(plan.forward, size, shape)
+    lowered, state = lower_step(step_body(plan), plan.initial, plan.groups, stats, batch)
+    step, forward = count_flops(lowered), forward_flops(plan.forward, size, shape)
+    by_stage, by_depth = stage_flops(net, size, shape), _flops_by_depth(plan, size, shape)
+    print(f"{'stage':<12} {'BatchNorm':>10} {'forward':>9} {'step, if trained from here':>27}   GFLOPs an image")
+    with_statistics = {stage_of(path) for path in stats}
+    for stage in net.stages:
+        mode = ("batch" if stage in plan.forward.training else "frozen") if stage in with_statistics else "-"
+        numbers = f"{by_stage[stage] / size / 1e9:>9.3f} {by_depth[stage] / size / 1e9:>27.3f}"
+        print(f"{stage:<12} {mode:>10} {numbers}")
+    trained, frozen = plan.groups.split(plan.initial)
+    count = lambda arrays: float(sum(leaf.size for leaf in jax.tree.leaves(arrays)))  # noqa: E731
+    num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
     return {
-        "trained_params": float(sum(leaf.size for leaf in trained.values())),
-        "frozen_params": float(sum(leaf.size for leaf in frozen.values())),
-        "optimizer_mib": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(opt_state)) / 2**20,
-        "forward_gflops_per_image": forward_flops / size / 1e9,
-        "step_gflops_per_image": step_flops / size / 1e9,
-        "step_over_forward": step_flops / forward_flops,
+        "trained_params": count(trained),
+        "frozen_params": count(frozen),
+        "optimizer_mib": num_bytes(state.opt_state) / 2**20,
+        "state_mib": num_bytes(state) / 2**20,
+        "forward_gflops_per_image": forward / size / 1e9,
+        "step_gflops_per_image": step / size / 1e9,
+        "step_over_forward": step / forward,
     }
 
 
-def _step_inputs(pretrained: Any, start: str | int, images: jax.ShapeDtypeStruct) -> tuple[str, Any]:
-    """Shape of what a step reads: bytes, or the activations at `start`."""
-    net = pretrained.net
-    if net.depth(start) == 0:
-        return "image", jax.ShapeDtypeStruct(images.shape, jnp.uint8)
-    activations = jax.eval_shape(lambda p, s, x: net.apply(p, s, x, stop=start)[0], net.shapes, net.stat_shapes, images)
-    return "activation", activations
+def _flops_by_depth(plan: Plan, size: int, shape: tuple[int, ...]) -> dict[str, float]:
+    """Return the FLOPs of a step from images for every stage that the training might begin with.
 
-
-def _flops(lowered: Any) -> float:
-    return lowered.compile().cost_analysis()["flops"]
+    Everything from there on is trained, with the optimizer of the config. Counted before XLA optimises, which takes a
+    tenth of the time.
+    """
+    net, flops = plan.forward.net, {}
+    optimizer = {key: value for key, value in plan.config["optimizer"].items()}
+    for stage in net.stages:
+        groups = make_groups(net.shapes, net.stages, freeze=stage)
+        forward = dataclasses.replace(plan.forward, training=groups.trained_stages, start=0, lora_scaling=None)
+        tx = make_optimizer(groups, lambda step: 1e-3, **optimizer)
+        variant = dataclasses.replace(plan, forward=forward, optimizer=tx, penalties=())
+        batch = step_batch(forward, size, shape)
+        lowered, _ = lower_step(step_body(variant), net.shapes, groups, plan.inputs.pretrained.stats, batch)
+        flops[stage] = lowered.cost_analysis()["flops"]
+    return flops

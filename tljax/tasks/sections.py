@@ -10,20 +10,26 @@ Result = TypeVar("Result")
 
 _COMMON = ("seed", "cache_dir", "model", "data")
 _PROBE = ("split", "features", "evaluate", "probe")
-_FINETUNE = ("split", "groups", "optimizer", "finetune", "evaluate")
+_RECIPE = ("split", "groups", "optimizer", "schedule", "loss", "augment", "finetune")
+_FINETUNE = (*_RECIPE, "evaluate")
+_METHODS = ("phases", "lora", "mix", "regularise", "penalties", "relative_gradients")
 # What each task needs of the config, and what it reads where there is such a section: a run directory is that of
 # another config by these alone.
 _NEEDED = {
     "extract": (*_COMMON, "features"),
     "probe": (*_COMMON, *_PROBE),
     "finetune": (*_COMMON, *_FINETUNE),
-    "explain": ("model", "data", "groups", "optimizer", "finetune"),
+    "lr_find": (*_COMMON, *_RECIPE, "lr_find"),
+    "soup": (*_COMMON, "split", "evaluate", "soup"),
+    "explain": ("seed", "model", "data", *_RECIPE),
     "transfer": (*_COMMON, *_PROBE, *_FINETUNE, "compare"),
 }
 _OPTIONAL = {
     "probe": ("logistic", "knn", "mlp"),
-    "finetune": ("prefix",),
-    "transfer": ("logistic", "knn", "mlp", "prefix"),
+    "finetune": ("prefix", *_METHODS),
+    "lr_find": ("prefix", *_METHODS),
+    "explain": ("prefix", *_METHODS),
+    "transfer": ("logistic", "knn", "mlp", "prefix", *_METHODS),
 }
 _KNOWN = {name for sections in (*_NEEDED.values(), *_OPTIONAL.values()) for name in sections}
 
@@ -60,6 +66,13 @@ def call(section: str, config: Mapping[str, Any], function: Callable[..., Result
     needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty} - set(given)
     check_keys(f"config.{section}", values, settable, needed)
     return function(*args, **given, **values)
+
+
+def call_optional(
+    section: str, config: Mapping[str, Any], function: Callable[..., Result], otherwise: Result, *args: Any
+) -> Result:
+    """Call a function with a section of the config as `call` does, or return `otherwise` where there is none."""
+    return call(section, config, function, *args) if section in config else otherwise
 
 
 def check_keys(name: str, values: Collection[str], known: Collection[str], needed: Collection[str]) -> None:

@@ -52,10 +52,16 @@ def summarise(
         "references": [reference for reference in references if reference["data"] == inputs.source.name],
         "curves": [_curve(path) for path in tuned],
         "examples": _examples(inputs, tuned[0]) if tuned else {"wrong": [], "right": [], "caption": ""},
-        "partition": rundir.read_json(tuned[0] / "partition.json") if tuned else [],
+        "partition": _partition(tuned[0]) if tuned else [],
         "timing": _timing(workdir, runs),
         "notes": _notes(config, tuned),
     }
+
+
+def _partition(path: Path) -> list[dict[str, Any]]:
+    """Return what the last phase of a run trains."""
+    rows = rundir.read_json(path / finetune.PARTITION)
+    return [row for row in rows if row["phase"] == rows[-1]["phase"]]
 
 
 def _split_of(path: Path) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""Which examples an epoch shows, and in which order."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Integer
+
+from tljax.data.splits import hashed_seed
+from tljax.paths import did_you_mean
+
+UNIFORM = "uniform"
+CLASS_BALANCED = "class_balanced"
+SAMPLINGS = (UNIFORM, CLASS_BALANCED)
+
+
+def check_sampling(sampling: str) -> None:
+    """Refuse a sampling that is not known.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"no sampling {sampling!r}{did_you_mean(sampling, SAMPLINGS)}; known: {', '.join(SAMPLINGS)}")
+
+
+def epoch_indices(
+    indices: Integer[np.ndarray, " m"], labels: Integer[np.ndarray, " n"], seed: int, epoch: int, *, sampling: str
+) -> Integer[np.ndarray, " m"]:
+    """Draw the examples of an epoch, as many as there are indices.
+
+    Args:
+        indices: examples to train on, as positions in the source.
+        labels: of all examples of the source.
+        seed: the run's seed.
+        epoch: counted from 0.
+        sampling: "uniform" shows each example once; "class_balanced" shows each class that occurs equally often, to
+            within one, and within a class no example again before all others have been shown.
+
+    Raises:
+        ValueError: an unknown sampling.
+
+    Source:
+        Kang et al. 2020, arXiv:1910.09217, section 3.1: class-balanced is eq. 1 with q = 0. There the class of every
+        place is drawn on its own; here the classes are dealt out, so that no epoch leans to one by chance.
+    """
+    check_sampling(sampling)
+    generator = np.random.default_rng(hashed_seed(seed, f"order of epoch {epoch}"))
+    if sampling == UNIFORM:
+        return generator.permutation(indices)
+    members = [indices[labels[indices] == label] for label in np.unique(labels[indices])]
+    # The classes that get one place more are drawn: the others would be short in every epoch.
+    places, left_over = divmod(len(indices), len(members))
+    gets_more = generator.permutation(len(members)) < left_over
+    drawn = [_draw_members(each, places + int(more), generator) for each, more in zip(members, gets_more, strict=True)]
+    return generator.permutation(np.concatenate(drawn))
+
+
+def _draw_members(members: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw `count` members, each again only when all have been drawn."""
+    rounds = -(-count // len(members))
+    drawn = [generator.permutation(members) for _ in range(rounds)]
+    return np.concatenate([members[:0], *drawn])[:count]
+
+
+# Not compared by its arrays: the epochs that were drawn are remembered for each stream.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IndexStream:
+    """The examples of all epochs one after the other, by place in the stream; picklable.
+
+    The arguments are those of `epoch_indices`.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    seed: int
+    sampling: str
+
+    def __getitem__(self, place: int) -> np.integer:
+        epoch, rest = divmod(place, len(self.indices))
+        return _epoch_of(self, epoch)[rest]
+
+
+# Threads read ahead, so the end of one epoch and the start of the next are wanted by turns.
+@functools.lru_cache(maxsize=4)
+def _epoch_of(stream: IndexStream, epoch: int) -> np.ndarray:
+    return epoch_indices(stream.indices, stream.labels, stream.seed, epoch, sampling=stream.sampling)

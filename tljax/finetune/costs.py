@@ -1,0 +1,94 @@
+"""What a training step costs, from XLA's own count of the compiled program; nothing is computed."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax.finetune.forward import Forward
+from tljax.finetune.state import Arrays, Fixed, init_state
+from tljax.models.net import Net
+from tljax.paths import stage_of
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def shapes_of(arrays: Mapping[str, Any]) -> Shapes:
+    """Return the shapes and dtypes of arrays."""
+    return {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in arrays.items()}
+
+
+def stage_inputs(net: Net, batch_size: int, image_shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shape of what each stage reads."""
+    x = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    shapes = {}
+    for index, stage in enumerate(net.stages):
+        shapes[stage] = x
+        run = functools.partial(net.apply, start=index, stop=index + 1)
+        x = jax.eval_shape(run, net.shapes, net.stat_shapes, x)[0]
+    return shapes
+
+
+def stage_flops(net: Net, batch_size: int, image_shape: tuple[int, ...]) -> dict[str, float]:
+    """Return the FLOPs of the forward pass of each stage in inference mode; a multiply-add is two."""
+    known: dict[Any, float] = {}
+    flops = {}
+    for stage, x in stage_inputs(net, batch_size, image_shape).items():
+        # The blocks of a network repeat.
+        shapes = sorted((path.split("/", 1)[1], shape) for path, shape in net.stage_shapes(stage).items())
+        key = (stage.rstrip("0123456789"), tuple(shapes), x.shape)
+        if key not in known:
+            run = functools.partial(net.apply, start=stage, stop=net.depth(stage) + 1)
+            known[key] = count_flops(jax.jit(run).lower(net.shapes, net.stat_shapes, x))
+        flops[stage] = known[key]
+    return flops
+
+
+def forward_flops(forward: Forward, batch_size: int, image_shape: tuple[int, ...]) -> float:
+    """Return the FLOPs of one forward pass of the whole net."""
+    net = forward.net
+    x = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    run = functools.partial(net.apply, compute_dtype=forward.compute_dtype)
+    return count_flops(jax.jit(run).lower(net.shapes, net.stat_shapes, x))
+
+
+def lower_step(
+    body: functools.partial, initial: Mapping[str, Any], groups: Any, stats: Mapping[str, Any], batch: Arrays
+) -> Any:
+    """Trace and lower one training step from shapes alone.
+
+    Args:
+        body: `train_body` with its keywords bound.
+        initial: all params, or their shapes.
+        groups: which of them are trained.
+        stats: all statistics, or their shapes.
+        batch: shapes of a batch.
+    """
+    forward: Forward = body.keywords["forward"]
+    net, first = forward.net, forward.net.depth(forward.start)
+    trained, frozen = groups.split(shapes_of(initial))
+    frozen = {path: leaf for path, leaf in frozen.items() if net.depth(stage_of(path)) >= first}
+    averaged = {path: leaf for path, leaf in shapes_of(stats).items() if forward.moves(path)}
+    keeps_average = body.keywords.get("average_decay") is not None
+    state = jax.eval_shape(
+        functools.partial(init_state, tx=body.keywords["tx"]), trained, shapes_of(stats),
+        averaged_stats=averaged if keeps_average else None,
+    )  # fmt: skip
+    original = net.shapes if body.keywords.get("penalties") else {}
+    fixed = Fixed(params=frozen, original=original, original_stats=net.stat_shapes if original else {})
+    return jax.jit(body).lower(state, fixed, batch), state
+
+
+def step_batch(forward: Forward, batch_size: int, image_shape: tuple[int, ...]) -> Arrays:
+    """Return the shapes of a batch as the steps read it."""
+    batch: Arrays = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+    if forward.net.depth(forward.start) == 0:
+        return {**batch, "image": jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8)}
+    return {**batch, "activation": stage_inputs(forward.net, batch_size, image_shape)[str(forward.start)]}
+
+
+def count_flops(lowered: Any) -> float:
+    """Return XLA's count for a program, compiled."""
+    return lowered.compile().cost_analysis()["flops"]

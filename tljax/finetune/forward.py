@@ -1,0 +1,116 @@
+"""The forward pass of training: which stages run, in which mode, on which params."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax import paths
+from tljax.finetune.lora import add_lora, is_lora
+from tljax.models.net import Net
+from tljax.models.noise import Regularise
+
+Arrays = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """How a net runs in a training step; hashable.
+
+    Args:
+        net: the network.
+        training: stages in training mode, where BatchNorm uses and moves the statistics of the batch, and where
+            `regularise` draws. Usually those with a trained param.
+        start: first stage to run.
+        lora_scaling: factor on low-rank deltas among the params; None where there are none.
+        regularise: what is left out at random.
+        compute_dtype: see `Net.apply`.
+        use_remat: see `Net.apply`.
+    """
+
+    net: Net
+    training: tuple[str, ...]
+    start: str | int = 0
+    lora_scaling: float | None = None
+    regularise: Regularise | None = None
+    compute_dtype: str | None = None
+    use_remat: bool = False
+
+    def assemble(self, *parts: Mapping[str, Any]) -> Arrays:
+        """Join dicts of params that share no path, and add the low-rank deltas to their kernels."""
+        params: Arrays = {}
+        for part in parts:
+            params = paths.merge(params, part)
+        return params if self.lora_scaling is None else add_lora(params, scaling=self.lora_scaling)
+
+    def run(
+        self,
+        params: Mapping[str, Any],
+        stats: Mapping[str, Any],
+        x: jax.Array,
+        keys: jax.Array | None,
+        *,
+        taps: Collection[str] = (),
+    ) -> tuple[jax.Array, Arrays, Arrays]:
+        """Run to the scores.
+
+        Args:
+            params: assembled, of all stages that run.
+            stats: of all stages that run.
+            x: images, or what the stage before `start` put out.
+            keys: one for each example.
+            taps: stages whose outputs are wanted too.
+
+        Returns:
+            Scores [b k], all statistics, and {stage: output} of the taps.
+
+        Raises:
+            ValueError: a tap is before `start`, where nothing runs.
+        """
+        first = min((self.net.depth(stage) for stage in self.training), default=None)
+        frozen = [stage for stage in self.net.stages if stage not in self.training]
+        settings = {
+            "train_from": first, "frozen": frozen, "regularise": self.regularise, "keys": keys,
+            "compute_dtype": self.compute_dtype, "use_remat": self.use_remat,
+        }  # fmt: skip
+        return self._run_with_taps(params, dict(stats), x, [*taps, self.net.stages[-1]], settings)
+
+    def run_to_taps(
+        self, params: Mapping[str, Any], stats: Mapping[str, Any], x: jax.Array, *, taps: Sequence[str]
+    ) -> Arrays:
+        """Run in inference mode to the last of the taps; return {stage: output} of them."""
+        return self._run_with_taps(params, dict(stats), x, taps, {"compute_dtype": self.compute_dtype})[2]
+
+    def moves(self, path: str) -> bool:
+        """Tell whether the statistic at this path moves."""
+        stage = paths.stage_of(path)
+        return stage in self.training and self.net.depth(stage) >= self.net.depth(self.start)
+
+    def _run_with_taps(
+        self, params: Mapping[str, Any], stats: Arrays, x: jax.Array, taps: Sequence[str], settings: Mapping[str, Any]
+    ) -> tuple[jax.Array, Arrays, Arrays]:
+        begin, outputs = self.net.depth(self.start), {}
+        early = [tap for tap in taps if self.net.depth(tap) < begin]
+        if early:
+            raise ValueError(
+                f"stages {', '.join(early)} are before {self.start!r}, in the stored prefix, and are not run: set "
+                "finetune.use_prefix_cache to False, or choose later stages"
+            )
+        for stop in sorted({self.net.depth(tap) + 1 for tap in taps}):
+            x, stats = self.net.apply(params, stats, x, start=begin, stop=stop, **settings)
+            outputs[self.net.stages[stop - 1]] = x
+            begin = stop
+        return x, stats, {tap: outputs[tap] for tap in taps}
+
+
+def trained_kernels(trained: Mapping[str, Any]) -> set[str]:
+    """Return the paths of the params that the trained ones change: themselves, or the kernel of a low-rank delta."""
+    return {path.rsplit("/", 1)[0] if is_lora(path) else path for path in trained}
+
+
+def example_keys(key: jax.Array, size: int, axis_name: str | None) -> jax.Array:
+    """Return a key for each example, by its place in the whole batch."""
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(size))

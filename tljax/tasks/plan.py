@@ -1,0 +1,205 @@
+"""From a config to the phases of a fine-tuning run, before anything is computed."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from tljax.data.augment import Augment
+from tljax.data.sampling import check_sampling
+from tljax.finetune.forward import Forward
+from tljax.finetune.groups import Groups
+from tljax.finetune.mix import Mix
+from tljax.finetune.optimizer import make_optimizer
+from tljax.finetune.penalties import BSS, Penalty, make_penalties
+from tljax.finetune.schedules import make_schedules
+from tljax.models.noise import Regularise
+from tljax.tasks.inputs import Inputs
+from tljax.tasks.methods import label_params, low_rank_deltas, make_loss
+from tljax.tasks.recipe import Recipe, phase_configs
+from tljax.tasks.sections import call, call_optional
+from tljax.weights import load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One phase of a run.
+
+    Args:
+        config: of the phase.
+        recipe: its `config.finetune`.
+        inputs: data and pretrained net, at the image size of the phase.
+        initial: the params before the run: those of the pretrained net, and low-rank deltas if there are any.
+        groups: of these.
+        forward: how the net runs.
+        augment: of the images.
+        num_steps: length.
+        schedules: {label: learning rate as a function of the step of the phase}.
+        optimizer: over the trained params.
+        penalties: added to the loss.
+        objective: other keyword arguments of `step.train_body`.
+    """
+
+    config: dict[str, Any]
+    recipe: Recipe
+    inputs: Inputs
+    initial: dict[str, Any]
+    groups: Groups
+    forward: Forward
+    augment: Augment
+    num_steps: int
+    schedules: dict[str, optax.Schedule]
+    optimizer: optax.GradientTransformation
+    penalties: tuple[Penalty, ...]
+    objective: dict[str, Any]
+
+    @property
+    def start(self) -> str | int:
+        """The first stage that the steps run."""
+        return self.forward.start
+
+    def averaged_stats(self, stats: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the statistics that are averaged beside the trained params, or None where there is no average."""
+        if self.recipe.average_decay is None:
+            return None
+        return {path: stat for path, stat in stats.items() if self.forward.moves(path)}
+
+    def learning_rate(self, step: int) -> Any:
+        """Return the rate of the head at a step of the phase, or of another label where the head is frozen."""
+        label = "head" if "head" in self.schedules else next(iter(self.schedules))
+        return self.schedules[label](step)
+
+
+def plan_phases(
+    config: Mapping[str, Any], inputs: Inputs, labels: Any, norms: Mapping[str, float] | None = None
+) -> list[Plan]:
+    """Say what each phase of a run does.
+
+    Args:
+        config: of the run.
+        inputs: of the run.
+        labels: of the training images; their number gives the lengths, and their classes the weights.
+        norms: relative gradient norms of the stages, which `config.relative_gradients` lets the last phase follow.
+
+    Raises:
+        ValueError: a section does not fit, or phases do not fit one another.
+    """
+    configs = phase_configs(config)
+    plans = [_plan(phase, inputs, labels, norms if phase is configs[-1] else None) for phase in configs]
+    if plans[0].recipe.keep == "best" and not config["split"]["val_fraction"]:
+        raise ValueError(
+            "config.finetune.keep is 'best', by accuracy on the validation part, and there is no validation part; set "
+            "split.val_fraction, or keep 'last'"
+        )
+    moved: set[str] = set()
+    for index, plan in enumerate(plans):
+        net = plan.forward.net
+        early = sorted(stage for stage in moved if net.depth(stage) < net.depth(plan.start))
+        if early:
+            raise ValueError(
+                f"config.phases[{index}]: {', '.join(early)} are before {plan.start!r} and are trained by an earlier "
+                "phase, so their activations cannot be computed beforehand; set its use_prefix_cache to False"
+            )
+        moved |= set(plan.groups.trained_stages)
+    return plans
+
+
+def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[str, float] | None) -> Plan:
+    recipe = call("finetune", config, Recipe)
+    inputs = at_image_size(inputs, config["model"])
+    pretrained, net = inputs.pretrained, inputs.pretrained.net
+    deltas, scaling = call_optional("lora", config, low_rank_deltas, ({}, None), pretrained.params, config["seed"])
+    initial = {**pretrained.params, **deltas}
+    groups = label_params(config, initial, net.stages, norms)
+    num_steps = recipe.num_steps(recipe.epochs, len(labels))
+    schedules = call(
+        "schedule", config, make_schedules, num_steps, tuple(groups.multipliers), batch_size=recipe.batch_size
+    )  # fmt: skip
+    start = groups.train_from if recipe.use_prefix_cache else 0
+    if recipe.use_prefix_cache and net.depth(start) == 0:
+        raise ValueError("finetune.use_prefix_cache: nothing is frozen, so there is no prefix; set it to False")
+    forward = Forward(
+        net=net,
+        training=net.stages if recipe.adapt_statistics else groups.trained_stages,
+        start=start,
+        lora_scaling=scaling,
+        regularise=call_optional("regularise", config, Regularise, None),
+        compute_dtype=None if recipe.compute_dtype == "float32" else recipe.compute_dtype,
+        use_remat=recipe.use_remat,
+    )
+    check_sampling(recipe.sampling)
+    if recipe.use_prefix_cache and "prefix" not in config:
+        raise ValueError(
+            "finetune.use_prefix_cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)"
+        )
+    if forward.regularise is not None and forward.regularise.stochastic_depth and not net.architecture.branch_stages:
+        raise ValueError(
+            "config.regularise.stochastic_depth leaves out residual branches, and this network has none; set it to 0"
+        )
+    penalties = make_penalties(net.stages, config["penalties"]) if "penalties" in config else ()
+    _check_penalties(penalties, forward, recipe)
+    augment, mix = call("augment", config, Augment), call_optional("mix", config, Mix, None)
+    if recipe.use_prefix_cache and (augment != Augment(views=augment.views) or mix is not None):
+        raise ValueError(
+            "finetune.use_prefix_cache stores the activations of a few views of each image, and config.mix and all of "
+            "config.augment but views make every image new; set it to False, or leave them out"
+        )
+    objective = call("loss", config, make_loss, labels, inputs.num_classes)
+    # A number out of range is found when a loss is traced.
+    scores = jax.ShapeDtypeStruct((1, inputs.num_classes), "float32")
+    jax.eval_shape(objective["loss"], scores, scores)
+    return Plan(
+        config=config,
+        recipe=recipe,
+        inputs=inputs,
+        initial=initial,
+        groups=groups,
+        forward=forward,
+        augment=augment,
+        num_steps=num_steps,
+        schedules=schedules,
+        optimizer=call("optimizer", config, make_optimizer, groups, schedules),
+        penalties=penalties,
+        objective={
+            **objective,
+            "mix": mix,
+            "seed": config["seed"],
+            "average_decay": recipe.average_decay,
+            "num_parts": recipe.num_parts,
+        },
+    )
+
+
+def _check_penalties(penalties: tuple[Penalty, ...], forward: Forward, recipe: Recipe) -> None:
+    """Find what would only show when the first step is traced."""
+    net, problems = forward.net, []
+    for tap in dict.fromkeys(tap for penalty in penalties for tap in penalty.taps):
+        if net.depth(tap) < net.depth(forward.start):
+            problems.append(
+                f"{tap} is before {forward.start!r}, in the stored prefix, and is not run; set "
+                "finetune.use_prefix_cache to False, or choose a later stage"
+            )
+    size = recipe.batch_size // recipe.num_parts
+    for penalty in penalties:
+        if isinstance(penalty, BSS) and penalty.num_smallest > size:
+            held = "a batch" if recipe.num_parts == 1 else "a part of a batch"
+            problems.append(f"bss: num_smallest is {penalty.num_smallest}, and {held} has {size} images; lower it")
+    if problems:
+        raise ValueError("config.penalties: " + "; ".join(problems))
+
+
+def at_image_size(inputs: Inputs, model: Mapping[str, Any]) -> Inputs:
+    """Return the inputs with the pretrained net of `config.model`, which differs at most in its image size."""
+    wanted, size = model.get("image_size", None), inputs.pretrained.preprocess.size
+    if wanted is None or _sides(wanted) == _sides(size):
+        return inputs
+    pretrained = call("model", {"model": model}, load, num_classes=inputs.num_classes)
+    return dataclasses.replace(inputs, pretrained=pretrained)
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

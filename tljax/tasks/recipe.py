@@ -1,0 +1,116 @@
+"""The numbers of a fine-tuning run that no other section of the config holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from tljax.tasks.sections import check_keys
+
+KEEP = ("last", "best")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+# What a phase may say for itself; the rest is that of the config.
+PHASE_KEYS = ("epochs", "groups", "schedule", "image_size", "use_prefix_cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`config.finetune`: how long, how often, how.
+
+    Args:
+        epochs: passes over the training images, of each phase that does not say otherwise.
+        batch_size: images a step, over all devices.
+        use_prefix_cache: compute the activations of the frozen prefix once and train on them.
+        checkpoint_every: steps between checkpoints.
+        evaluate_every: steps between evaluations on the validation part.
+        keep: the params that are tested and exported: those after the "last" step, or after the evaluation with the
+            "best" accuracy on the validation part.
+        average_decay: of an exponential moving average of the trained params, which is evaluated, tested and exported
+            in their place; None keeps none.
+        num_parts: parts of a batch that run one after the other; see `step.train_body`.
+        compute_dtype: "float32", or "bfloat16" with float32 params; see `Net.apply`.
+        use_remat: compute stages again in the backward pass; see `Net.apply`.
+        adapt_statistics: let the BatchNorm statistics of frozen stages follow the new data.
+        sampling: "uniform", or "class_balanced"; see `data.sampling`.
+        drift_images: images of the validation part whose features are compared with those of the pretrained net at
+            the end; 0 for none.
+        max_loss: a step with a loss above it ends the run, the last checkpoint kept; None ends it at NaN and infinity.
+    """
+
+    epochs: int
+    batch_size: int
+    use_prefix_cache: bool
+    checkpoint_every: int
+    evaluate_every: int
+    keep: str = "last"
+    average_decay: float | None = None
+    num_parts: int = 1
+    compute_dtype: str = "float32"
+    use_remat: bool = False
+    adapt_statistics: bool = False
+    sampling: str = "uniform"
+    drift_images: int = 128
+    max_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can have."""
+        counts = ("epochs", "batch_size", "checkpoint_every", "evaluate_every", "num_parts")
+        problems = [f"{name} is {getattr(self, name)}, wanted at least 1" for name in counts if getattr(self, name) < 1]
+        for name, known in (("keep", KEEP), ("compute_dtype", COMPUTE_DTYPES)):
+            if getattr(self, name) not in known:
+                problems.append(f"{name} is {getattr(self, name)!r}, wanted {' or '.join(map(repr, known))}")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            problems.append(f"average_decay is {self.average_decay}, wanted a number between 0 and 1, or None")
+        if self.adapt_statistics and self.use_prefix_cache:
+            problems.append("adapt_statistics moves what use_prefix_cache stores; set one of them to False")
+        if problems:
+            raise ValueError(f"config.finetune: {'; '.join(problems)}")
+        multiple = jax.device_count() * self.num_parts
+        if self.batch_size % multiple:
+            parts = f" in {self.num_parts} parts" if self.num_parts > 1 else ""
+            raise ValueError(
+                f"config.finetune.batch_size is {self.batch_size}, which {jax.device_count()} devices cannot share "
+                f"evenly{parts}; wanted a multiple of {multiple}"
+            )
+
+    def num_steps(self, epochs: int, num_images: int) -> int:
+        """Length of a phase; images that do not fill a last batch come first in the next epoch.
+
+        Raises:
+            ValueError: the images do not fill one batch.
+        """
+        num_steps = epochs * num_images // self.batch_size
+        if num_steps < 1:
+            raise ValueError(
+                f"config.finetune: {epochs} epochs of {num_images} training images do not fill one batch of "
+                f"{self.batch_size}; lower batch_size"
+            )
+        return num_steps
+
+
+def phase_configs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the config of each phase: that of the run, with what the phase says for itself in its place.
+
+    Args:
+        config: of the run; `config.phases` is a list of dicts with any of `PHASE_KEYS`. "groups" and "schedule" take
+            the place of whole sections; "image_size" is that of `config.model`, the others are of `config.finetune`.
+
+    Raises:
+        ValueError: an unknown key, or no phase.
+    """
+    phases: Sequence[Mapping[str, Any]] = config.get("phases", ({},))
+    if not phases:
+        raise ValueError("config.phases is empty; leave it out for a run of one phase")
+    configs = []
+    for index, phase in enumerate(phases):
+        check_keys(f"config.phases[{index}]", phase, PHASE_KEYS, ())
+        changed = dict(config)
+        changed |= {section: phase[section] for section in ("groups", "schedule") if section in phase}
+        changed["finetune"] = {
+            **config["finetune"], **{key: phase[key] for key in ("epochs", "use_prefix_cache") if key in phase}
+        }  # fmt: skip
+        if "image_size" in phase:
+            changed["model"] = {**config["model"], "image_size": phase["image_size"]}
+        configs.append(changed)
+    return configs

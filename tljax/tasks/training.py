@@ -1,0 +1,188 @@
+"""The phases of a plan, ready to run, and what they leave behind."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tljax import plain
+from tljax.data.splits import Split, hashed_seed
+from tljax.finetune.devices import make_eval_step, make_mesh, make_train_step, predict, replicate
+from tljax.finetune.groups import partition_table
+from tljax.finetune.phases import Phase
+from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_state
+from tljax.finetune.step import train_body
+from tljax.paths import stage_of
+from tljax.tasks.feed import Feed, open_feed
+from tljax.tasks.inputs import evaluate
+from tljax.tasks.plan import Plan
+from tljax.weights.adapt import adapt
+from tljax.weights.tables import LAYOUTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run ended with: all params and statistics, low-rank deltas still apart.
+
+    Args:
+        trained: params that a phase has trained, averaged where an average is kept.
+        stats: all statistics, likewise.
+    """
+
+    trained: dict[str, Any]
+    stats: dict[str, Any]
+
+    def params(self, plan: Plan) -> dict[str, Any]:
+        """Return all params, the deltas added to their kernels."""
+        rest = {path: value for path, value in plan.initial.items() if path not in self.trained}
+        return plan.forward.assemble(self.trained, rest)
+
+
+def mesh() -> jax.sharding.Mesh:
+    """Return the mesh of all devices."""
+    return make_mesh(jax.devices())
+
+
+def everywhere() -> NamedSharding:
+    """Return the sharding of arrays of which every device has a copy."""
+    return NamedSharding(mesh(), PartitionSpec())
+
+
+def result_of(state: TrainState) -> Result:
+    """Take from a state what is tested and exported."""
+    trained, stats = averaged(state)
+    return Result(trained=trained, stats=stats)
+
+
+def make_phases(plans: list[Plan], split: Split, seed: int) -> list[Phase]:
+    """Make the phases of a run from their plans."""
+    return [_phase(plans, index, split, seed) for index in range(len(plans))]
+
+
+def _phase(plans: list[Plan], index: int, split: Split, seed: int) -> Phase:
+    plan = plans[index]
+    feed = functools.cache(lambda: open_feed(plan))
+    # Phases draw on their own; a run of one phase draws as it always has.
+    phase_seed = hashed_seed(seed, f"phase {index}") if index else seed
+    return Phase(
+        num_steps=plan.num_steps,
+        enter=functools.partial(_enter, plans, index),
+        open_fixed=functools.partial(_open_fixed, plan),
+        train_step=make_train_step(step_body(plan), mesh()),
+        batches=lambda step: feed().training(split.train, phase_seed, step),
+        evaluate=_validation(plan, feed, split) if len(split.val) else None,
+        frozen_hash=functools.partial(frozen_hash, plans[: index + 1]),
+        learning_rate=plan.learning_rate,
+    )
+
+
+def step_body(plan: Plan) -> functools.partial:
+    """Return the training step of a phase, with all its keywords bound."""
+    return functools.partial(
+        train_body, forward=plan.forward, tx=plan.optimizer, preprocess=plan.inputs.pretrained.preprocess,
+        penalties=plan.penalties, **plan.objective,
+    )  # fmt: skip
+
+
+def partition(plan: Plan) -> list[dict[str, Any]]:
+    """Return the rows of `partition_table` for a phase, with the highest rates of its schedules."""
+    steps = jnp.arange(plan.num_steps)
+    peaks = {label: float(jnp.max(jax.vmap(schedule)(steps))) for label, schedule in plan.schedules.items()}
+    decay = plan.config["optimizer"]["weight_decay"]
+    return partition_table(plan.groups, plan.initial, learning_rate=peaks, weight_decay=decay)
+
+
+def _enter(plans: list[Plan], index: int, before: TrainState | None) -> TrainState:
+    plan = plans[index]
+    if before is None:
+        trained, _ = plan.groups.split(plan.initial)
+        stats = plan.inputs.pretrained.stats
+        return init_state(trained, stats, plan.optimizer, averaged_stats=plan.averaged_stats(stats))
+    resized = resize_state(before, plans[index - 1], plan)
+    return enter_phase(
+        resized, plan.initial, plan.groups, plan.optimizer, averaged_stats=plan.averaged_stats(resized.stats)
+    )  # fmt: skip
+
+
+def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
+    """Bring to the devices what the steps of a phase read."""
+    net, changed = plan.forward.net, {*state.trained, *state.settled}
+    first = net.depth(plan.start)
+    running = {path: value for path, value in plan.initial.items() if net.depth(stage_of(path)) >= first}
+    fixed = {path: value for path, value in running.items() if path not in changed}
+    # Deltas are not of the original.
+    original = {path: running[path] for path in net.shapes if path in running} if plan.penalties else {}
+    stats = plan.inputs.pretrained.stats if plan.penalties else {}
+    return replicate(Fixed(params=fixed, original=original, original_stats=dict(stats)), mesh())
+
+
+def _validation(plan: Plan, feed: Any, split: Split) -> Any:
+    eval_step = evaluation_step(plan)
+    assemble = jax.jit(plan.forward.assemble)
+    source = plan.inputs.source
+
+    def validate(state: TrainState, fixed: Fixed) -> dict[str, float]:
+        trained, stats = averaged(state)
+        params = assemble(_of_running_stages(plan, trained), fixed.params)
+        indices, probabilities = predict(eval_step, params, stats, feed().ordered(split.val))
+        metrics = evaluate(source, indices, probabilities)["metrics"]
+        return {f"val_{name}": value for name, value in metrics.items()}
+
+    return validate
+
+
+def evaluation_step(plan: Plan) -> Any:
+    """Compile the prediction of probabilities from what the steps of a phase read."""
+    return make_eval_step(
+        plan.forward.net, plan.inputs.pretrained.preprocess, mesh(), start=plan.start,
+        compute_dtype=plan.forward.compute_dtype,
+    )  # fmt: skip
+
+
+def test_predictions(plan: Plan, result: Result, feed: Feed, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of images, and the probabilities that a result gives their classes."""
+    params = _of_running_stages(plan, result.params(plan))
+    return predict(evaluation_step(plan), params, result.stats, feed.ordered(indices))
+
+
+def _of_running_stages(plan: Plan, params: Mapping[str, Any]) -> dict[str, Any]:
+    net = plan.forward.net
+    return {path: value for path, value in params.items() if net.depth(stage_of(path)) >= net.depth(plan.start)}
+
+
+def resize_state(state: TrainState, before: Plan, after: Plan) -> TrainState:
+    """Give params that depend on the image size, position embeddings, the size of the next phase."""
+    native, target = before.forward.net.architecture, after.forward.net.architecture
+    positions = LAYOUTS[after.inputs.pretrained.layout].positions
+
+    def resize(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: _resized(path, value) for path, value in values.items()}
+
+    def _resized(path: str, value: Any) -> Any:
+        wanted = after.initial.get(path, value)
+        if value.shape == wanted.shape:
+            return value
+        if isinstance(value, core.Tracer):
+            # Traced for its shape alone; resampling is done by numpy, in float64.
+            return jnp.zeros(wanted.shape, value.dtype)
+        return jnp.asarray(adapt(path, np.asarray(value), native, target, positions))
+
+    return dataclasses.replace(
+        state, trained=resize(state.trained), settled=resize(state.settled), average=resize(state.average)
+    )  # fmt: skip
+
+
+def frozen_hash(plans: list[Plan], state: TrainState, fixed: Fixed) -> str:
+    """Hash, as the devices hold them, the params and statistics that may not move in the last of these phases."""
+    last = plans[-1].forward
+    still = {path: stat for path, stat in state.stats.items() if not last.moves(path)}
+    held = {**fixed.params, **state.settled, **still}
+    # Of copies: an array keeps what it once gave to the host, and would give that again.
+    return plain.fingerprint({path: plain.fingerprint(np.array(jnp.array(value))) for path, value in held.items()})
