@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from tljax.ablation.stats import paired_difference
-from tljax.data.sources import Source, open_source
-from tljax.data.splits import Split, load_fixed_splits, load_split, save_split
+from tljax.data.sources import open_source
+from tljax.data.splits import keep_split, load_fixed_splits
 from tljax.metrics import mean_interval
 from tljax.tasks import finetune
 
@@ -42,13 +41,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluate = dict(group_by="cell_type")
     config.groups = dict(freeze="block_10", rates=dict(body=1.0, head=10.0))
     config.prefix = dict(dtype="float16", batch_size=16)
-    config.optimizer = dict(weight_decay=0.05, clip_norm=1.0)
+    config.augment = dict(views=8)
+    config.optimizer = dict(name="adamw", weight_decay=0.05, clip_norm=1.0)
+    config.schedule = dict(name="cosine", learning_rate=1e-4, warmup_fraction=0.1)
+    config.loss = dict(name="softmax", label_smoothing=0.0)
     config.finetune = dict(
         epochs=20,
         batch_size=64,
-        learning_rate=1e-4,
-        warmup_fraction=0.1,
-        views=8,
         use_prefix_cache=True,
         checkpoint_every=100,
         evaluate_every=10_000,
@@ -61,7 +60,7 @@ def main() -> None:
     arguments = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     config = get_config()
-    config.finetune.update(epochs=arguments.epochs, views=arguments.views)
+    config.finetune.epochs, config.augment.views = arguments.epochs, arguments.views
     source = open_source(**config.data)
     rows: list[dict[str, Any]] = []
     splits = load_fixed_splits(SPLITS, len(source))
@@ -94,15 +93,6 @@ def probes() -> dict[str, list[dict[str, Any]]]:
                 metrics = {metric: float(row[metric]) for metric in METRICS}
                 found.setdefault(row["features"], []).append({"repeat": int(row["repeat"]), **metrics})
     return found
-
-
-def keep_split(path: Path, split: Split, source: Source) -> None:
-    """Put a published split where the run looks for its own; one that is there must be the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        save_split(path, split, source)
-    elif not np.array_equal(load_split(path, source).test, split.test):
-        raise SystemExit(f"{path} is another split than that of {SPLITS}; use another --workdir")
 
 
 def parse() -> argparse.Namespace:
