@@ -19,7 +19,7 @@ from tljax.finetune.forward import Forward
 from tljax.finetune.optimizer import make_optimizer
 from tljax.finetune.phases import Phase
 from tljax.finetune.state import Fixed, TrainState, enter_phase, init_state
-from tljax.finetune.step import train_body
+from tljax.finetune.step import originals, train_body
 from tljax.models.net import Net
 from tljax.preprocess import Preprocess
 
@@ -56,8 +56,9 @@ class Job:
     def start(self) -> tuple[TrainState, Fixed]:
         trained, frozen = self.groups.split(self.params)
         state = init_state(trained, self.stats, self.tx, averaged_stats=self.averaged_stats)
-        original = {path: self.params[path] for path in self.net.shapes} if "penalties" in self.settings else {}
-        return state, Fixed(params=frozen, original=original, original_stats=self.stats if original else {})
+        penalties = self.settings.get("penalties", ())
+        original, original_stats = originals(self.forward, trained, penalties, self.params, self.stats)
+        return state, Fixed(params=frozen, original=original, original_stats=original_stats)
 
     def place(self, mesh) -> tuple[TrainState, Fixed]:
         return replicate(self.start(), mesh)

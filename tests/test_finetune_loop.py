@@ -1,7 +1,9 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.finetuning import ONE, SCHEDULE, SHARDING, assert_same_bits, make_batch, make_job
@@ -101,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         for step, batch in enumerate(JOB.batches(start_step), start_step):
             yield {**batch, "label": np.full_like(batch["label"], 99)} if step == 5 else batch
 
-    with pytest.raises(FloatingPointError, match=r"step 5: .*loss is nan; the checkpoint of step 3 in"):
+    with pytest.raises(FloatingPointError, match=r"step 5: .*loss is nan.*; the checkpoint of step 3 in"):
         train(tmp_path, batches=with_a_bad_label, evaluate=None)
     assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["3"]
     assert [record["step"] for record in rundir.read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
@@ -110,6 +112,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 def test_a_loss_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 5: loss is .*; the checkpoint of step 3 in .* is good"):
         train(tmp_path, diverging, max_loss=100.0)
+    assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["3"]
+
+
+def test_an_update_that_overflows_is_never_saved(tmp_path):
+    """Loss and gradient of a step are of the params before it: only the next step's would show what it did."""
+    tx = optax.chain(JOB.tx, optax.scale_by_schedule(lambda count: jnp.where(count == 5, 1e38, 1.0)))
+    job = dataclasses.replace(JOB, tx=tx)
+    with pytest.raises(FloatingPointError, match=r"step 5: update_norm is inf; the checkpoint of step 3 in .* is good"):
+        train(tmp_path, phases=[job.phase(NUM_STEPS)])
     assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["3"]
 
 
@@ -158,12 +169,15 @@ def test_phases_equal_separate_runs_glued_by_hand(whole_of_three):
         opt_state = state.opt_state._replace(params={**state.opt_state.params, **moments})
         opt_state = opt_state._replace(params={path: opt_state.params[path] for path in state.trained})
         number = PHASES.index(phase)
+        settled = {path: params[path] for path in average if path in params and path not in state.trained}
+        fixed = dataclasses.replace(fixed, params={p: v for p, v in fixed.params.items() if p not in settled})
         state = dataclasses.replace(
-            state, opt_state=opt_state, average={**state.average, **average}, step=state.step + 3 * number
-        )
+            state, settled=settled, opt_state=opt_state, average={**state.average, **average},
+            step=state.step + 3 * number,
+        )  # fmt: skip
         for batch, _ in zip(job.batches(0), range(3), strict=False):
             state, _ = phase.train_step(state, fixed, batch)
-        params, stats = {**params, **state.trained}, state.stats
+        params, stats = {**params, **state.settled, **state.trained}, state.stats
         moments, average = state.opt_state.params, state.average
     assert_same_bits(
         {**whole_of_three.settled, **whole_of_three.trained}, {p: params[p] for p in sorted(average) if p in params}
@@ -171,6 +185,23 @@ def test_phases_equal_separate_runs_glued_by_hand(whole_of_three):
     assert_same_bits(whole_of_three.stats, stats)
     assert_same_bits(whole_of_three.average, average)
     assert {path.split("/")[0] for path in whole_of_three.settled} == {"head"}
+
+
+def test_what_has_settled_is_averaged_on_as_a_value_that_stays():
+    state, fixed = JOBS[1].place(ONE)
+    for batch, _ in zip(JOBS[1].batches(0), range(3), strict=False):
+        state, _ = PHASES[1].train_step(state, fixed, batch)
+    state = PHASES[2].enter(state)
+    assert {path.split("/")[0] for path in state.settled} == {"head"}
+    path = "head/linear/kernel"
+    wanted = np.asarray(state.average[path], np.float64)
+    assert np.abs(wanted - state.settled[path]).max() > 1e-6
+    fixed = PHASES[2].open_fixed(state)
+    for step, (batch, _) in enumerate(zip(JOBS[2].batches(0), range(3), strict=False), 3):
+        state, _ = PHASES[2].train_step(state, fixed, batch)
+        decay = (1 + step) / (10 + step)
+        wanted = decay * wanted + (1 - decay) * np.asarray(state.settled[path])
+    np.testing.assert_allclose(state.average[path], wanted, rtol=1e-6, atol=1e-8)
 
 
 def test_params_that_stay_keep_their_moments_and_new_ones_start_afresh(whole_of_three):

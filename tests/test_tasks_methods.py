@@ -168,10 +168,11 @@ def test_progressive_resizing_resamples_what_was_trained_and_its_average(root, t
             np.testing.assert_allclose(new, by_hand(old, side, new_side), rtol=0, atol=1e-6)
         others = {name: value for name, value in before.trained.items() if name != path}
         assert all(np.array_equal(after.trained[name], value) for name, value in others.items())
-    # The positions settle in the last phase, and their average, which is what is saved, stays.
+    # The positions settle in the last phase; their average, which is what is saved, goes on towards them.
     assert facts_of(tmp_path / "run")["image_size"] == 32
-    tuned = load_file(tmp_path / "run" / "tuned.safetensors")
-    np.testing.assert_array_equal(tuned[path], resizes[1][1].average[path])
+    tuned, resized = load_file(tmp_path / "run" / "tuned.safetensors"), resizes[1][1]
+    before, after = (np.abs(average - resized.trained[path]).max() for average in (resized.average[path], tuned[path]))
+    assert 0 < after < 0.6 * before
     restored = assert_restores(root, tmp_path / "run")
     assert restored.preprocess.size == 32
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from tljax.finetune.forward import Forward
 from tljax.finetune.state import Arrays, Fixed, init_state
+from tljax.finetune.step import originals
 from tljax.models.net import Net
 from tljax.paths import stage_of
 
@@ -76,8 +77,10 @@ def lower_step(
         functools.partial(init_state, tx=body.keywords["tx"]), trained, shapes_of(stats),
         averaged_stats=averaged if keeps_average else None,
     )  # fmt: skip
-    original = net.shapes if body.keywords.get("penalties") else {}
-    fixed = Fixed(params=frozen, original=original, original_stats=net.stat_shapes if original else {})
+    original, original_stats = originals(
+        forward, trained, body.keywords.get("penalties", ()), net.shapes, net.stat_shapes
+    )
+    fixed = Fixed(params=frozen, original=original, original_stats=original_stats)
     return jax.jit(body).lower(state, fixed, batch), state
 
 

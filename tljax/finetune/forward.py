@@ -21,8 +21,9 @@ class Forward:
 
     Args:
         net: the network.
-        training: stages in training mode, where BatchNorm uses and moves the statistics of the batch, and where
-            `regularise` draws. Usually those with a trained param.
+        training: stages with a trained param. Their BatchNorm uses and moves the statistics of the batch, and they
+            leave out what `regularise` draws.
+        adapting: other stages whose BatchNorm uses and moves the statistics of the batch; nothing is left out of them.
         start: first stage to run.
         lora_scaling: factor on low-rank deltas among the params; None where there are none.
         regularise: what is left out at random.
@@ -32,6 +33,7 @@ class Forward:
 
     net: Net
     training: tuple[str, ...]
+    adapting: tuple[str, ...] = ()
     start: str | int = 0
     lora_scaling: float | None = None
     regularise: Regularise | None = None
@@ -69,12 +71,16 @@ class Forward:
         Raises:
             ValueError: a tap is before `start`, where nothing runs.
         """
-        first = min((self.net.depth(stage) for stage in self.training), default=None)
-        frozen = [stage for stage in self.net.stages if stage not in self.training]
+        in_training_mode = {*self.training, *self.adapting}
         settings = {
-            "train_from": first, "frozen": frozen, "regularise": self.regularise, "keys": keys,
-            "compute_dtype": self.compute_dtype, "use_remat": self.use_remat,
-        }  # fmt: skip
+            "train_from": min((self.net.depth(stage) for stage in in_training_mode), default=None),
+            "frozen": [stage for stage in self.net.stages if stage not in in_training_mode],
+            "whole": [stage for stage in self.adapting if stage not in self.training],
+            "regularise": self.regularise,
+            "keys": keys,
+            "compute_dtype": self.compute_dtype,
+            "use_remat": self.use_remat,
+        }
         return self._run_with_taps(params, dict(stats), x, [*taps, self.net.stages[-1]], settings)
 
     def run_to_taps(
@@ -86,7 +92,7 @@ class Forward:
     def moves(self, path: str) -> bool:
         """Tell whether the statistic at this path moves."""
         stage = paths.stage_of(path)
-        return stage in self.training and self.net.depth(stage) >= self.net.depth(self.start)
+        return stage in {*self.training, *self.adapting} and self.net.depth(stage) >= self.net.depth(self.start)
 
     def _run_with_taps(
         self, params: Mapping[str, Any], stats: Arrays, x: jax.Array, taps: Sequence[str], settings: Mapping[str, Any]

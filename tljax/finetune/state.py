@@ -109,13 +109,21 @@ def enter_phase(
 
 
 def update_averages(state: TrainState, trained: Arrays, stats: Arrays, decay: float | None) -> Arrays:
-    """Move the average by one step, where one is kept; what does not move in this phase keeps its average."""
+    """Move the average by one step, where one is kept.
+
+    What has settled is averaged on, as a value that stays: the steps of a later phase see that value, and an average
+    left behind would be of another net than they train.
+
+    Args:
+        state: before the step.
+        trained: after it.
+        stats: of all stages, after it.
+        decay: as for `update_average`; None keeps no average.
+    """
     if decay is None:
         return state.average
-    now = {path: value for path, value in {**trained, **stats}.items() if path in state.average}
-    still = {path: value for path, value in state.average.items() if path not in now}
-    moving = {path: state.average[path] for path in now}
-    return {**still, **update_average(moving, now, state.step, decay)}
+    now = {**state.settled, **stats, **trained}
+    return update_average(state.average, {path: now[path] for path in state.average}, state.step, decay)
 
 
 def averaged(state: TrainState) -> tuple[Arrays, Arrays]:

@@ -13,6 +13,7 @@ from tljax.finetune.mix import Mix, mix_batch
 from tljax.finetune.penalties import Penalty, PenaltyInputs
 from tljax.finetune.state import Arrays, Fixed, TrainState, update_averages
 from tljax.models.net import Net
+from tljax.paths import stage_of
 from tljax.preprocess import Preprocess
 
 Batch = Mapping[str, Any]
@@ -64,7 +65,8 @@ def train_body(
 
     Returns:
         The state after the step, and of the batch "loss" (without penalties) and "accuracy" (means by weight),
-        "grad_norm" (before clipping), and "penalty" where there are penalties.
+        "grad_norm" (before clipping), "update_norm" (of what is added to the params), and "penalty" where there are
+        penalties.
 
     Raises:
         ValueError: activations are to be mixed, which only images are, or the parts do not divide the batch.
@@ -93,13 +95,15 @@ def train_body(
         moving = jax.lax.pmean(moving, axis_name)
     metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.trained)
+    metrics["update_norm"] = optax.tree.norm(updates)
     trained: Any = optax.apply_updates(state.trained, updates)
+    stats = {**state.stats, **moving}
     return TrainState(
         trained=trained,
         settled=state.settled,
-        stats={**state.stats, **moving},
+        stats=stats,
         opt_state=opt_state,
-        average=update_averages(state, trained, moving, average_decay),
+        average=update_averages(state, trained, stats, average_decay),
         step=state.step + 1,
     ), metrics
 
@@ -131,12 +135,44 @@ def _examples(
     return {"x": x, "target": targets, "weighted_target": targets * factors[None], "share": shares, "key": keys}
 
 
+def original_taps(penalties: Sequence[Penalty]) -> tuple[str, ...]:
+    """Return the stages whose outputs in the pretrained net are wanted, each once."""
+    return tuple(dict.fromkeys(tap for penalty in penalties if penalty.needs_original for tap in penalty.taps))
+
+
+def originals(
+    forward: Forward, trained: Mapping[str, Any], penalties: Sequence[Penalty], params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+) -> tuple[Arrays, Arrays]:  # fmt: skip
+    """Choose what `Fixed` has to hold of the pretrained net: no more than the penalties read.
+
+    Args:
+        forward: how the net runs.
+        trained: the trained params; only their paths are looked at.
+        penalties: of the step.
+        params: all pretrained params, or their shapes.
+        stats: all pretrained statistics, or their shapes.
+
+    Returns:
+        `Fixed.original` and `Fixed.original_stats`.
+    """
+    if not penalties:
+        return {}, {}
+    changed, net = trained_kernels(trained), forward.net
+    last = max((net.depth(tap) for tap in original_taps(penalties)), default=-1)
+    running = net.stages[net.depth(forward.start) : last + 1]
+    return (
+        {path: params[path] for path in net.shapes if path in changed or stage_of(path) in running},
+        {path: stats[path] for path in net.stat_shapes if stage_of(path) in running},
+    )
+
+
 def _penalty_inputs(
     forward: Forward, fixed: Fixed, trained: Arrays, params: Arrays, outputs: Arrays, x: jax.Array,
     penalties: Sequence[Penalty],
 ) -> PenaltyInputs:  # fmt: skip
     changed = trained_kernels(trained)
-    taps = tuple(dict.fromkeys(tap for penalty in penalties if penalty.needs_original for tap in penalty.taps))
+    taps = original_taps(penalties)
     return PenaltyInputs(
         params={path: params[path] for path in changed},
         original={path: fixed.original[path] for path in changed},

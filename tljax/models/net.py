@@ -113,6 +113,7 @@ class Net:
         stop: str | int | None = None,
         train_from: str | int | None = None,
         frozen: Collection[str] = (),
+        whole: Collection[str] = (),
         regularise: Regularise | None = None,
         keys: jax.Array | None = None,
         compute_dtype: str | None = None,
@@ -129,7 +130,8 @@ class Net:
             train_from: first stage in training mode; None runs all in inference mode, where running
                 statistics are used and do not move.
             frozen: stages behind `train_from` that run in inference mode all the same.
-            regularise: what stages in training mode leave out; None for nothing.
+            whole: stages in training mode that leave nothing out.
+            regularise: what the other stages in training mode leave out; None for nothing.
             keys: [b] one key an example, for `regularise`.
             compute_dtype: dtype of every layer but the head, such as "bfloat16"; None is that of params and images.
                 Means, variances and softmax are taken in float32 all the same, statistics stay float32, and the head
@@ -150,7 +152,7 @@ class Net:
         if first >= last:
             raise ValueError(f"nothing to run: start {start!r} is not before stop {stop!r}")
         training = len(self.stages) if train_from is None else self.depth(train_from)
-        for stage in frozen:
+        for stage in (*frozen, *whole):
             self.depth(stage)
         noises = stage_noises(self.architecture, regularise, keys)
         running = self.stages[first:last]
@@ -162,7 +164,7 @@ class Net:
             if use_remat and is_training:
                 run = jax.checkpoint(run)
             own = [{path: given[path] for path in leaves} for leaves, given in self._leaves_of(stage, params, stats)]
-            x, moved = run(*own, x, noises.get(stage) if is_training else None)
+            x, moved = run(*own, x, noises.get(stage) if is_training and stage not in whole else None)
             updated |= moved
         return x, updated
 

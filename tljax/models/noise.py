@@ -54,6 +54,26 @@ class Noise:
     stochastic_depth: float = field(metadata={"static": True})
 
 
+def stage_rates(net: Any, regularise: Regularise) -> dict[str, dict[str, float]]:
+    """Return {stage: {"dropout", "stochastic_depth"}}, the shares that each stage that draws leaves out.
+
+    Args:
+        net: the architecture.
+        regularise: for the whole of it.
+    """
+    branches, droppers = net.branch_stages, net.dropout_stages
+    # 0 at the first block, all of it at the last.
+    depths = {stage: index / max(len(branches) - 1, 1) for index, stage in enumerate(branches)}
+    rates = {
+        stage: {
+            "dropout": regularise.dropout * (stage in droppers),
+            "stochastic_depth": regularise.stochastic_depth * depths.get(stage, 0.0),
+        }
+        for stage in (*branches, *droppers)
+    }
+    return {stage: shares for stage, shares in rates.items() if any(shares.values())}
+
+
 def stage_noises(net: Any, regularise: Regularise | None, keys: Key[Array, " b"] | None) -> dict[str, Noise]:
     """Say what each stage that draws is to draw.
 
@@ -69,18 +89,11 @@ def stage_noises(net: Any, regularise: Regularise | None, keys: Key[Array, " b"]
         return {}
     if keys is None:
         raise ValueError("regularise draws at random and needs keys, one for each example")
-    branches, droppers = net.branch_stages, net.dropout_stages
-    if regularise.stochastic_depth and not branches:
+    if regularise.stochastic_depth and not net.branch_stages:
         raise ValueError("regularise.stochastic_depth leaves out residual branches, and this network has none")
-    # 0 at the first block, all of it at the last.
-    shares = {stage: index / max(len(branches) - 1, 1) for index, stage in enumerate(branches)}
     return {
-        stage: Noise(
-            keys=jax.vmap(jax.random.fold_in, (0, None))(keys, net.stages.index(stage)),
-            dropout=regularise.dropout * (stage in droppers),
-            stochastic_depth=regularise.stochastic_depth * shares.get(stage, 0.0),
-        )
-        for stage in (*branches, *droppers)
+        stage: Noise(keys=jax.vmap(jax.random.fold_in, (0, None))(keys, net.stages.index(stage)), **rates)
+        for stage, rates in stage_rates(net, regularise).items()
     }
 
 

@@ -16,7 +16,7 @@ from tljax.finetune.mix import Mix
 from tljax.finetune.optimizer import make_optimizer
 from tljax.finetune.penalties import BSS, Penalty, make_penalties
 from tljax.finetune.schedules import make_schedules
-from tljax.models.noise import Regularise
+from tljax.models.noise import Regularise, stage_rates
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.methods import label_params, low_rank_deltas, make_loss
 from tljax.tasks.recipe import Recipe, phase_configs
@@ -123,7 +123,8 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
         raise ValueError("finetune.use_prefix_cache: nothing is frozen, so there is no prefix; set it to False")
     forward = Forward(
         net=net,
-        training=net.stages if recipe.adapt_statistics else groups.trained_stages,
+        training=groups.trained_stages,
+        adapting=net.stages if recipe.adapt_statistics else (),
         start=start,
         lora_scaling=scaling,
         regularise=call_optional("regularise", config, Regularise, None),
@@ -135,10 +136,7 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
         raise ValueError(
             "finetune.use_prefix_cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)"
         )
-    if forward.regularise is not None and forward.regularise.stochastic_depth and not net.architecture.branch_stages:
-        raise ValueError(
-            "config.regularise.stochastic_depth leaves out residual branches, and this network has none; set it to 0"
-        )
+    _check_regularise(forward)
     penalties = make_penalties(net.stages, config["penalties"]) if "penalties" in config else ()
     _check_penalties(penalties, forward, recipe)
     augment, mix = call("augment", config, Augment), call_optional("mix", config, Mix, None)
@@ -173,14 +171,33 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
     )
 
 
+def _check_regularise(forward: Forward) -> None:
+    """Refuse noise that no stage would draw: a run with it would be one without, under another name."""
+    if forward.regularise is None:
+        return
+    rates = stage_rates(forward.net.architecture, forward.regularise)
+    for name in ("dropout", "stochastic_depth"):
+        if not getattr(forward.regularise, name):
+            continue
+        able = [stage for stage, shares in rates.items() if shares[name]]
+        if not able:
+            what = "residual branches" if name == "stochastic_depth" else "features before a classifier"
+            raise ValueError(f"config.regularise.{name} leaves out {what}, and this network has none; set it to 0")
+        if not {*able} & {*forward.training}:
+            raise ValueError(
+                f"config.regularise.{name} is drawn by trained stages only, and those that it is for are frozen: "
+                f"{', '.join(able)}; train one of them, or set it to 0"
+            )
+
+
 def _check_penalties(penalties: tuple[Penalty, ...], forward: Forward, recipe: Recipe) -> None:
     """Find what would only show when the first step is traced."""
     net, problems = forward.net, []
+    first = min(forward.training, key=net.depth)
     for tap in dict.fromkeys(tap for penalty in penalties for tap in penalty.taps):
-        if net.depth(tap) < net.depth(forward.start):
+        if net.depth(tap) < net.depth(first):
             problems.append(
-                f"{tap} is before {forward.start!r}, in the stored prefix, and is not run; set "
-                "finetune.use_prefix_cache to False, or choose a later stage"
+                f"what {tap} gives cannot change, as the first trained stage is {first!r}; choose that or a later one"
             )
     size = recipe.batch_size // recipe.num_parts
     for penalty in penalties:

@@ -18,7 +18,7 @@ from tljax.finetune.devices import make_eval_step, make_mesh, make_train_step, p
 from tljax.finetune.groups import partition_table
 from tljax.finetune.phases import Phase
 from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_state
-from tljax.finetune.step import train_body
+from tljax.finetune.step import originals, train_body
 from tljax.paths import stage_of
 from tljax.tasks.feed import Feed, open_feed
 from tljax.tasks.inputs import evaluate
@@ -117,10 +117,8 @@ def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
     first = net.depth(plan.start)
     running = {path: value for path, value in plan.initial.items() if net.depth(stage_of(path)) >= first}
     fixed = {path: value for path, value in running.items() if path not in changed}
-    # Deltas are not of the original.
-    original = {path: running[path] for path in net.shapes if path in running} if plan.penalties else {}
-    stats = plan.inputs.pretrained.stats if plan.penalties else {}
-    return replicate(Fixed(params=fixed, original=original, original_stats=dict(stats)), mesh())
+    original, stats = originals(plan.forward, state.trained, plan.penalties, plan.initial, plan.inputs.pretrained.stats)
+    return replicate(Fixed(params=fixed, original=original, original_stats=stats), mesh())
 
 
 def _validation(plan: Plan, feed: Any, split: Split) -> Any:
