@@ -5,7 +5,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from tljax.finetune.step import model_inputs
 from tljax.tasks.feed import open_feed
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.plan import Plan, plan_phases
+from tljax.tasks.training import check_step
 
 SECTION = "relative_gradients"
 NORMS = "relative_gradients.json"
@@ -25,32 +26,50 @@ NORMS = "relative_gradients.json"
 log = logging.getLogger(__name__)
 
 
-def plan_run(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: Path | None = None) -> list[Plan]:
-    """Plan the phases of a run; where the config wants the last one to follow relative gradients, measure these first.
+class Run(NamedTuple):
+    """The plans of the phases of a run, and the norms that the last one follows; None where it follows none."""
+
+    plans: list[Plan]
+    norms: dict[str, float] | None
+
+
+def plan_run(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: Path | None = None) -> Run:
+    """Plan the phases of a run, and trace a step of each, so that whatever does not fit is refused here.
+
+    Where the config wants the last phase to follow relative gradients, these are measured first. Nothing is written.
 
     Args:
         config: of the run.
         inputs: of the run.
         split: its training part is what gradients are measured on.
-        workdir: where the norms are kept, so that a resumed run has the same; None measures and keeps nothing.
+        workdir: a run that has kept its norms there goes on with the same; None measures anew.
 
     Raises:
         ValueError: the config does not fit, or there is no gradient before the head.
     """
     labels = inputs.source.labels[split.train]
-    plans = plan_phases(config, inputs, labels)
+    run = Run(plan_phases(config, inputs, labels), None)
+    if run.plans[0].recipe.keep == "best" and not len(split.val):
+        raise ValueError(
+            "config.finetune.keep is 'best', by accuracy on the validation part, and the split has no validation "
+            "images; raise split.val_fraction, or keep 'last'"
+        )
+    for plan in run.plans:
+        check_step(plan)
     if SECTION not in config:
-        return plans
-    path = None if workdir is None else workdir / NORMS
-    if path is not None and path.exists():
-        stored = rundir.read_json(path)
-        norms = {stage: stored[stage] for stage in plans[-1].forward.net.stages if stage in stored}
-    else:
-        norms = _measure(plans[-1], split)
-        if path is not None:
-            rundir.write_json(path, norms)
+        return run
+    norms = _norms(run.plans[-1], split, None if workdir is None else workdir / NORMS)
     log.info("relative gradient norms: %s", ", ".join(f"{stage} {norm:.3g}" for stage, norm in norms.items()))
-    return plan_phases(config, inputs, labels, norms)
+    following = Run(plan_phases(config, inputs, labels, norms), norms)
+    check_step(following.plans[-1])
+    return following
+
+
+def _norms(plan: Plan, split: Split, path: Path | None) -> dict[str, float]:
+    if path is None or not path.exists():
+        return _measure(plan, split)
+    stored = rundir.read_json(path)
+    return {stage: stored[stage] for stage in plan.forward.net.stages if stage in stored}
 
 
 def _measure(plan: Plan, split: Split) -> dict[str, float]:
