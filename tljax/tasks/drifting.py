@@ -54,7 +54,9 @@ def measure_drift(plan: Plan, result: Result, feed: Feed, indices: np.ndarray, w
     )
     write_picture(workdir / PICTURE, chart)
     # JSON has no NaN and no infinity.
-    known = [{name: None if _is_undefined(value) else value for name, value in row.items()} for row in rows]
+    known: list[dict[str, Any]] = [
+        {name: None if _is_undefined(value) else value for name, value in row.items()} for row in rows
+    ]
     rundir.write_json(workdir / DRIFT, {"num_images": len(indices), "stages": known})
     return {
         f"drift/{row['stage']}/{name}": float(row[name])

@@ -123,7 +123,7 @@ def _factors(plan: Plan) -> dict[str, float]:
     by_label = {label: {**settings, **flat} for label, settings in (section.get("by_label") or {}).items()}
     labels, batch_size = tuple(plan.schedules), plan.recipe.batch_size
     constants = make_schedules(1, labels, **{**section, **flat, "by_label": by_label}, batch_size=batch_size)
-    return {label: float(schedule(0)) / section["learning_rate"] for label, schedule in constants.items()}
+    return {label: np.asarray(schedule(0)).item() / section["learning_rate"] for label, schedule in constants.items()}
 
 
 def smooth(losses: list[float]) -> list[float]:

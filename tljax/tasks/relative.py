@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from tljax.finetune.relative_gradients import relative_gradient_norms
 from tljax.finetune.step import model_inputs
 from tljax.tasks.feed import open_feed
 from tljax.tasks.inputs import Inputs
+from tljax.tasks.methods import RelativeGradients
 from tljax.tasks.plan import Plan, plan_phases
+from tljax.tasks.sections import call
 from tljax.tasks.training import check_step
 
 SECTION = "relative_gradients"
@@ -58,23 +60,24 @@ def plan_run(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: P
         check_step(plan)
     if SECTION not in config:
         return run
-    norms = _norms(run.plans[-1], split, None if workdir is None else workdir / NORMS)
+    num_batches = call(SECTION, config, RelativeGradients).num_batches
+    path, last = None if workdir is None else workdir / NORMS, run.plans[-1]
+    is_kept = path is not None and path.exists()
+    norms = _kept(path, last.forward.net.stages) if is_kept else _measure(last, split, num_batches)
     log.info("relative gradient norms: %s", ", ".join(f"{stage} {norm:.3g}" for stage, norm in norms.items()))
     following = Run(plan_phases(config, inputs, labels, norms), norms)
     check_step(following.plans[-1])
     return following
 
 
-def _norms(plan: Plan, split: Split, path: Path | None) -> dict[str, float]:
-    if path is None or not path.exists():
-        return _measure(plan, split)
+def _kept(path: Path, stages: Sequence[str]) -> dict[str, float]:
+    """Return the norms of a run directory, which JSON has sorted by name, by depth."""
     stored = rundir.read_json(path)
-    return {stage: stored[stage] for stage in plan.forward.net.stages if stage in stored}
+    return {stage: stored[stage] for stage in stages if stage in stored}
 
 
-def _measure(plan: Plan, split: Split) -> dict[str, float]:
+def _measure(plan: Plan, split: Split, num_batches: int) -> dict[str, float]:
     """Return the relative gradient norm of each stage, of the mean loss over a few training batches."""
-    num_batches = plan.config[SECTION]["num_batches"]
     pretrained, net = plan.inputs.pretrained, plan.forward.net
     images = dataclasses.replace(plan, forward=dataclasses.replace(plan.forward, start=0))
     recipe = dataclasses.replace(plan.recipe, use_prefix_cache=False)
