@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,19 +61,20 @@ def plan_run(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: P
     if SECTION not in config:
         return run
     num_batches = call(SECTION, config, RelativeGradients).num_batches
-    path, last = None if workdir is None else workdir / NORMS, run.plans[-1]
-    is_kept = path is not None and path.exists()
-    norms = _kept(path, last.forward.net.stages) if is_kept else _measure(last, split, num_batches)
+    norms = _kept(workdir, inputs) if workdir is not None else None
+    norms = norms or _measure(run.plans[-1], split, num_batches)
     log.info("relative gradient norms: %s", ", ".join(f"{stage} {norm:.3g}" for stage, norm in norms.items()))
     following = Run(plan_phases(config, inputs, labels, norms), norms)
     check_step(following.plans[-1])
     return following
 
 
-def _kept(path: Path, stages: Sequence[str]) -> dict[str, float]:
-    """Return the norms of a run directory, which JSON has sorted by name, by depth."""
-    stored = rundir.read_json(path)
-    return {stage: stored[stage] for stage in stages if stage in stored}
+def _kept(workdir: Path, inputs: Inputs) -> dict[str, float] | None:
+    """Return the norms of a run directory, if it has any, by depth; JSON has sorted them by name."""
+    if not (workdir / NORMS).exists():
+        return None
+    stored = rundir.read_json(workdir / NORMS)
+    return {stage: stored[stage] for stage in inputs.pretrained.net.stages if stage in stored}
 
 
 def _measure(plan: Plan, split: Split, num_batches: int) -> dict[str, float]:
