@@ -173,7 +173,9 @@ def test_what_only_a_step_shows_leaves_the_directory_free(root, tmp_path):
 
 def test_a_choice_that_a_later_mistake_stops_leaves_the_directory_free(root, tmp_path, monkeypatch):
     """Norms are measured by then; they are kept with the split, or not at all."""
-    monkeypatch.setattr(relative, "_measure", lambda *args: {"embed": 1.0, "block_00": 1.0, "block_01": 2.0})
+    monkeypatch.setattr(
+        relative, "_measure", lambda *args: {"embed": 1.0, "block_00": 1.0, "block_01": 2.0, "norm": 1.0}
+    )
     config = make_config(root, relative_gradients={"num_batches": 1}, **CACHED)
     config["prefix"] = {**PREFIX, "dtype": "float64"}
     with pytest.raises(ValueError, match="float64"):
