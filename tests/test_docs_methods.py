@@ -8,17 +8,22 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "method_costs"
 # In a process of its own: the net is of zeros and its images are not there, which checked annotations would look for.
 SCRIPT = """
-import ml_collections
+import runpy
+
 import measure
+import methods
 
 page = measure.PAGE.read_text()
 assert measure.table(measure.read_rows()) in page, "the table is not that of results.csv"
+base = page.split("```python\\n")[1].split("```")[0].splitlines()
+assert base == methods.config_lines(methods.BASE), base
+get_config = runpy.run_path(str(measure.ROOT / "configs" / "images.py"))["get_config"]
 cells = [line.split(" | ")[1] for line in page.splitlines() if line.startswith("| ")]
 for cell in cells:
     if not cell.startswith("`config."):
         continue
-    config = ml_collections.ConfigDict(measure.config_of({}))
-    for line in cell.split("<br>"):
+    config = get_config()
+    for line in [*base, *cell.split("<br>")]:
         # A page is a list of statements, each as a config file would have it.
         exec(line.strip("`"), {"config": config})
     plans = measure.plan_each(config.to_dict())

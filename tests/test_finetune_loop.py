@@ -47,6 +47,7 @@ def train(
         checkpoint_dir=workdir / "checkpoints",
         checkpoint_every=3,
         metrics_path=workdir / "metrics.jsonl",
+        frozen_path=workdir / "frozen.json",
         evaluate_every=4,
         **keep,
     )
@@ -266,3 +267,44 @@ def test_a_frozen_statistic_that_moves_fails_the_run(tmp_path):
 
     with pytest.raises(RuntimeError, match="phase 0 moved what it froze"):
         train(tmp_path, step)
+
+
+def test_what_was_frozen_is_compared_with_the_beginning_and_not_with_the_resume(tmp_path):
+    """The statistic moves before the kill: the steps after it leave alone what the checkpoint holds."""
+
+    def moving(state, fixed, batch):
+        if int(state.step) == 4:
+            raise KilledError
+        state, metrics = STEP(state, fixed, batch)
+        moved = {path: stat + 1 if path.startswith("layer_0") else stat for path, stat in state.stats.items()}
+        return dataclasses.replace(state, stats=moved), metrics
+
+    with pytest.raises(KilledError):
+        train(tmp_path, moving)
+    with pytest.raises(RuntimeError, match="phase 0 moved what it froze"):
+        train(tmp_path)
+
+
+def test_the_hashes_of_each_phase_are_kept(tmp_path):
+    def dying(state, fixed, batch):
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        train(tmp_path, phases=[*PHASES[:2], dataclasses.replace(PHASES[2], train_step=dying)])
+    begun = json.loads((tmp_path / "frozen.json").read_text())
+    assert [row["phase"] for row in begun] == [0, 1, 2]
+    assert [row["after"] for row in begun] == [begun[0]["before"], begun[1]["before"], None]
+    state = train(tmp_path, phases=PHASES)
+    ended = json.loads((tmp_path / "frozen.json").read_text())
+    wanted = JOBS[2].frozen_hash(state, JOBS[2].open_fixed(state))
+    assert ended == [*begun[:2], {**begun[2], "after": begun[2]["before"]}]
+    assert ended[2]["after"] == wanted
+    assert len({row["before"] for row in ended}) == 3
+
+
+def test_a_phase_does_not_go_on_without_its_record(tmp_path):
+    with pytest.raises(KilledError):
+        train(tmp_path, killed_at(4))
+    (tmp_path / "frozen.json").unlink()
+    with pytest.raises(ValueError, match=r"frozen\.json does not say what phase 0 began with"):
+        train(tmp_path)

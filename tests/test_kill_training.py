@@ -61,6 +61,7 @@ def train(ready, workdir, cache_dir):
         checkpoint_dir=workdir / "checkpoints",
         checkpoint_every=3,
         metrics_path=workdir / "metrics.jsonl",
+        frozen_path=workdir / "frozen.json",
         evaluate_every=STEPS_A_PHASE,
     )
     leaves, _ = jax.tree.flatten(jax.device_get(state))

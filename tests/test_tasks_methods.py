@@ -112,6 +112,10 @@ def test_phases_unfreeze_step_by_step_and_resume_to_the_same_bits(root, tmp_path
     assert max(rates[4:]) <= 0.1 + 1e-7
     # Cosine from the peak, not from where the phase before left it.
     assert rates[12] > rates[11]
+    frozen = json.loads((whole / "frozen.json").read_text())
+    assert [row["phase"] for row in frozen] == [0, 1, 2]
+    assert all(row["before"] == row["after"] for row in frozen)
+    assert len({row["before"] for row in frozen}) == 3
     rows = json.loads((whole / "partition.json").read_text())
     assert [{row["stage"] for row in rows if row["phase"] == index and row["is_trained"]} for index in range(3)] == [
         stages_of(state.trained) for state in (probe, second, third)
@@ -122,7 +126,7 @@ def test_phases_unfreeze_step_by_step_and_resume_to_the_same_bits(root, tmp_path
     # In the evaluation after the last step of the second phase, whose last checkpoint is of step 9.
     assert main_is_interrupted(config, killed, monkeypatch, "predict")
     finetune.run(config, killed)
-    for name in ("tuned.safetensors", "metrics.jsonl", "predictions.npz"):
+    for name in ("tuned.safetensors", "metrics.jsonl", "predictions.npz", "frozen.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 

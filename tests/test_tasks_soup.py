@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import tljax
 from tests.small_runs import apply_net, make_config, metrics_of, remembering, split_of, write_model, write_pictures
 from tljax import rundir
+from tljax.cli import main
+from tljax.data.sources import open_source
+from tljax.paths import stage_of
 from tljax.tasks import finetune, running, soup
+from tljax.tasks.inputs import open_split
 from tljax.tasks.restore import restore
 
 RUNS = ("probe", "tuned", "lora")
@@ -61,8 +66,11 @@ def test_the_ends_of_a_path_are_the_runs_themselves(root, tmp_path):
         (last,) = [record for record in metrics_of(root / run) if "loss" not in record]
         assert result["val_accuracy"] == last["val_accuracy"]
         assert result[f"val_accuracy/{root / run}"] == last["val_accuracy"]
-        model, saved = restore(root / run), load_file(tmp_path / run / "model.safetensors")
-        assert all(np.array_equal(saved[path], value) for path, value in model.params.items())
+        model, saved = restore(root / run), restore(tmp_path / run)
+        assert all(np.array_equal(saved.params[path], value) for path, value in model.params.items())
+        # What is as it was is not in the file.
+        tuned = load_file(tmp_path / run / "tuned.safetensors")
+        assert {stage_of(path) for path in tuned} == ({"head"} if run == "probe" else {"block_01", "norm", "head"})
 
 
 def test_a_path_is_chosen_on_the_validation_part_and_tested_once(root, tmp_path, monkeypatch):
@@ -91,7 +99,7 @@ def test_a_path_is_chosen_on_the_validation_part_and_tested_once(root, tmp_path,
     assert kept["val_accuracy"] == {name: pytest.approx(accuracy(root, line, "val")) for name, line in lines.items()}
     assert kept["val_accuracy"][kept["chosen"]] == max(kept["val_accuracy"].values()) == result["val_accuracy"]
     assert result["accuracy"] == pytest.approx(accuracy(root, lines[kept["chosen"]], "test"))
-    saved = load_file(tmp_path / "run" / "model.safetensors")
+    saved = restore(tmp_path / "run").params
     assert set(saved) == set(first)
     for path, value in lines[kept["chosen"]].items():
         np.testing.assert_allclose(saved[path], value, rtol=0, atol=1e-6)
@@ -107,13 +115,35 @@ def test_a_uniform_soup_is_the_mean_with_the_deltas_merged(root, tmp_path):
     result = soup.run(soup_config(root, RUNS, "uniform"), tmp_path / "run")
     ingredients = [arrays_of(root, run) for run in RUNS]
     mean = {path: np.mean([one[path] for one in ingredients], axis=0) for path in ingredients[0]}
-    saved = load_file(tmp_path / "run" / "model.safetensors")
+    saved = restore(tmp_path / "run").params
     assert set(saved) == set(mean)
     for path, value in mean.items():
         np.testing.assert_array_equal(saved[path], value.astype(np.float32))
     kernel = "block_01/attn/query/kernel"
     assert len({one[kernel].tobytes() for one in ingredients}) == 3
     assert result["accuracy"] == pytest.approx(accuracy(root, mean, "test"))
+
+    # It leaves as a fine-tuned run does.
+    assert main(["export", str(tmp_path / "run"), "--format=hf", f"--to={tmp_path / 'out'}"]) == 0
+    exported = tljax.load(f"file:{tmp_path / 'out'}")
+    assert exported.class_names == ("dark", "light")
+    assert all(np.array_equal(exported.params[path], value) for path, value in saved.items())
+
+
+def test_runs_of_other_seeds_share_the_split_of_one_seed_and_make_a_soup(root, tmp_path):
+    base = make_config(root, split={"seed": 7})
+    source = open_source("folder", str(root / "pictures"))
+    one, other = (open_split({**base, "seed": seed}, source, tmp_path) for seed in (1, 2))
+    own = open_split(make_config(root, seed=7), source, tmp_path)
+    for part in ("train", "val", "test"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+        np.testing.assert_array_equal(getattr(one, part), getattr(own, part))
+    assert not np.array_equal(open_split(make_config(root), source, tmp_path).test, own.test)
+
+    # The runs of this module have seed 0.
+    config = {**soup_config(root, ("probe", "tuned"), "uniform"), "seed": 5}
+    config["split"] = {**config["split"], "seed": 0}
+    assert soup.run(config, tmp_path / "run")["accuracy"] > 0
 
 
 def test_a_greedy_soup_keeps_what_does_not_lower_the_validation_accuracy(root, tmp_path):
@@ -144,6 +174,9 @@ def changed_run(root, folder, name, content):
 
 def test_runs_that_are_not_alike_are_refused(root, tmp_path):
     classes = changed_run(root, tmp_path / "classes", "classes.json", b'["dark", "bright"]')
+    model = {"name": f"file:{write_model(tmp_path / 'other', seed=3)}"}
+    with pytest.raises(ValueError, match=r"the weights 'file:.*other' are not those that .*probe was trained from"):
+        soup.run({**soup_config(root, ("probe", "tuned"), "path"), "model": model}, tmp_path / "run")
     cases = [
         ({"split": {"repeat": 1}}, "tuned", "tuned: has other train and val and test images than this soup"),
         ({"seed": 1}, "tuned", "set split and seed to those of the run"),

@@ -25,7 +25,8 @@ Commands, which have arguments of their own (`tljax COMMAND --help`):
 
 Options:
   --config       file with get_config(); its fields are overridden with --config.section.key=value
-  --workdir      where the run writes; a finished run returns its result, a half-finished one goes on
+  --workdir      where the run writes; a finished run returns its result, a half-finished one goes on (explain needs
+                 none)
   --[no]traceback  show where in the code an error comes from (default: no)
 """
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from tljax.commands import COMMANDS
     from tljax.paths import did_you_mean
-    from tljax.tasks import TASKS
+    from tljax.tasks import TASKS, WITHOUT_WORKDIR
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, rest = _parse_options(arguments)
         show_traceback = options.traceback
         config = _parse_config(rest)
-        if not options.workdir:
+        if not options.workdir and name not in WITHOUT_WORKDIR:
             raise ValueError(f"--workdir is missing: tljax {name} --config=FILE --workdir=DIR")
     except Exception as error:
         # A config is a program, and fails in as many ways.
@@ -73,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     for key, value in sorted(result.items()):
         print(f"{key:<40} {value:.6g}")
-    report = Path(options.workdir) / "report.html"
-    if report.exists():
+    report = Path(options.workdir, "report.html") if options.workdir else None
+    if report is not None and report.exists():
         print(f"report: {report}")
     return 0
 

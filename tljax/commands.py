@@ -53,7 +53,7 @@ def inspect(arguments: Sequence[str]) -> int:
 def export(arguments: Sequence[str]) -> int:
     """Write a model in another project's layout: tljax export RUN_OR_NAME --format=hf|timm|torchvision|npz --to=DIR.
 
-    RUN_OR_NAME is the directory of a finished `tljax finetune`, or a name as tljax.load takes it.
+    RUN_OR_NAME is the directory of a finished `tljax finetune` or `tljax soup`, or a name as tljax.load takes it.
     """
     values = _flags(format=str, to=str)
     source = _positional(values, arguments, "RUN_OR_NAME")

@@ -1,4 +1,4 @@
-"""What a training step costs, from XLA's own count of the compiled program; nothing is computed."""
+"""What a training step costs, by XLA's own count, and whether there can be one, from shapes alone: nothing runs."""
 
 import functools
 from collections.abc import Mapping
@@ -67,6 +67,24 @@ def lower_step(
         stats: all statistics, or their shapes.
         batch: shapes of a batch.
     """
+    state, fixed = _step_shapes(body, initial, groups, stats)
+    return jax.jit(body).lower(state, fixed, batch), state
+
+
+def trace_step(
+    body: functools.partial, initial: Mapping[str, Any], groups: Any, stats: Mapping[str, Any], batch: Arrays
+) -> None:
+    """Trace one training step, so that losses, penalties and mixes can refuse the shapes that they would get.
+
+    The arguments are those of `lower_step`.
+    """
+    jax.eval_shape(body, *_step_shapes(body, initial, groups, stats), batch)
+
+
+def _step_shapes(
+    body: functools.partial, initial: Mapping[str, Any], groups: Any, stats: Mapping[str, Any]
+) -> tuple[Any, Fixed]:
+    """Return the shapes of the state before the first step, and of what the step only reads."""
     forward: Forward = body.keywords["forward"]
     net, first = forward.net, forward.net.depth(forward.start)
     trained, frozen = groups.split(shapes_of(initial))
@@ -80,8 +98,7 @@ def lower_step(
     original, original_stats = originals(
         forward, trained, body.keywords.get("penalties", ()), net.shapes, net.stat_shapes
     )
-    fixed = Fixed(params=frozen, original=original, original_stats=original_stats)
-    return jax.jit(body).lower(state, fixed, batch), state
+    return state, Fixed(params=frozen, original=original, original_stats=original_stats)
 
 
 def step_batch(forward: Forward, batch_size: int, image_shape: tuple[int, ...]) -> Arrays:

@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 
 from tljax import rundir
 from tljax.finetune.checkpoint import Checkpoints
+from tljax.finetune.frozen_record import note_beginning, note_end
 from tljax.finetune.phases import Phase, first_step, phase_of_state, shapes_in_phase
 from tljax.finetune.state import Arrays, Fixed, TrainState
 from tljax.finetune.step import Batch
@@ -29,6 +30,7 @@ def fit(
     checkpoint_dir: str | os.PathLike,
     checkpoint_every: int,
     metrics_path: str | os.PathLike,
+    frozen_path: str | os.PathLike,
     evaluate_every: int,
     keep_best: str | None = None,
     max_loss: float | None = None,
@@ -46,6 +48,7 @@ def fit(
         checkpoint_every: steps between checkpoints; the last step of each phase is always saved.
         metrics_path: JSON lines. One a step with "step" (from 0), "phase" (likewise), "loss", "accuracy", "grad_norm"
             and "learning_rate" of its update, and one an evaluation with "step" and what was found after that step.
+        frozen_path: JSON; the hash of what each phase froze, before its first step and after its last.
         evaluate_every: steps between evaluations; the last step of each phase is always evaluated.
         keep_best: name of an evaluated number. Every evaluation is then a checkpoint too, and the one with the largest
             number is kept beside the latest ones.
@@ -57,7 +60,8 @@ def fit(
     Raises:
         FloatingPointError: loss or gradient is not finite, or the loss is above `max_loss`. Such a state is never
             saved, so the latest checkpoint is from before.
-        ValueError: a checkpoint of another config or beyond the last phase, or batches that end.
+        ValueError: a checkpoint of another config or beyond the last phase, batches that end, or a phase that goes on
+            without its record in `frozen_path`.
         RuntimeError: a phase has moved what it froze.
     """
     with Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints, _progress() as progress:
@@ -67,6 +71,7 @@ def fit(
         num_steps = first_step(phases, len(phases))
         journal = _Journal(
             path=metrics_path,
+            frozen_path=frozen_path,
             checkpoints=checkpoints,
             checkpoint_every=checkpoint_every,
             evaluate_every=evaluate_every,
@@ -88,13 +93,15 @@ def fit(
 def _train(phase: Phase, number: int, first: int, state: TrainState, done: int, journal: "_Journal") -> TrainState:
     """Take the steps of a phase that are left, of which there may be none."""
     fixed, last = phase.open_fixed(state), first + phase.num_steps
-    before = phase.frozen_hash(state, fixed)
+    if done == first:
+        note_beginning(journal.frozen_path, number, phase.frozen_hash(state, fixed))
     stream = phase.batches(done - first) if done < last else iter(())
     for step in range(done, last):
         state, metrics = phase.train_step(state, fixed, _next(stream, step))
         journal.begin(step, {"phase": number, "learning_rate": phase.learning_rate(step - first), **metrics})
         journal.end(step, phase, state, fixed, is_last=step + 1 == last)
     after = phase.frozen_hash(state, fixed)
+    before = note_end(journal.frozen_path, number, after)
     if before != after:
         raise RuntimeError(f"phase {number} moved what it froze: hash {before}, then {after}; please report this")
     log.info("phase %d: what it froze has the hash %s, before and after", number, after)
@@ -125,6 +132,7 @@ class _Journal:
     """
 
     path: str | os.PathLike
+    frozen_path: str | os.PathLike
     checkpoints: Checkpoints
     checkpoint_every: int
     evaluate_every: int

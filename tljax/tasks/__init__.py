@@ -2,6 +2,9 @@
 
 from tljax.tasks import explain, extract, finetune, lr_find, probe, soup, transfer
 
+# Tasks that write nothing, and need no run directory.
+WITHOUT_WORKDIR = (explain.NAME,)
+
 TASKS = {
     extract.NAME: (extract.run, "run images to chosen stages once and store the features"),
     probe.NAME: (probe.run, "fit simple classifiers on stored features of several depths"),

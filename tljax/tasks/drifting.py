@@ -1,5 +1,6 @@
 """How far a run took each stage from the pretrained net, in numbers and as a picture."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ DRIFT, PICTURE = "drift.json", "drift.svg"
 def measure_drift(plan: Plan, result: Result, feed: Feed, indices: np.ndarray, workdir: Path) -> dict[str, float]:
     """Write the drift of each stage before the head, and return that of the stages that moved.
 
+    A number that does not exist is null in the file and is not returned: the relative L2 of a stage that was all
+    zeros, and the CKA of features that are the same for all images, or with fewer than two images.
+
     Args:
         plan: of the phase that the result is of.
         result: what the run ended with.
@@ -42,7 +46,6 @@ def measure_drift(plan: Plan, result: Result, feed: Feed, indices: np.ndarray, w
     similarities = _similarities(plan, (after, result.stats), feed, indices) if len(indices) > 1 else {}
     for row in rows:
         row["cka"] = similarities.get(row["stage"])
-    rundir.write_json(workdir / DRIFT, {"num_images": len(indices), "stages": rows})
     chart = drift_chart(
         f"drift from the pretrained net; CKA on {len(indices)} images that were not trained on",
         rows,
@@ -50,12 +53,21 @@ def measure_drift(plan: Plan, result: Result, feed: Feed, indices: np.ndarray, w
         net.stages,
     )
     write_picture(workdir / PICTURE, chart)
+    # JSON has no NaN and no infinity.
+    known: list[dict[str, Any]] = [
+        {name: None if _is_undefined(value) else value for name, value in row.items()} for row in rows
+    ]
+    rundir.write_json(workdir / DRIFT, {"num_images": len(indices), "stages": known})
     return {
         f"drift/{row['stage']}/{name}": float(row[name])
-        for row in rows
+        for row in known
         for name in ("relative_l2", "cosine", "cka")
-        if row["relative_l2"] > 0 and row[name] is not None
+        if row["relative_l2"] != 0 and row[name] is not None
     }
+
+
+def _is_undefined(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _similarities(plan: Plan, after: tuple[Any, Any], feed: Feed, indices: np.ndarray) -> dict[str, float]:

@@ -13,7 +13,8 @@ from tljax.finetune.groups import format_partition, make_groups
 from tljax.finetune.optimizer import make_optimizer
 from tljax.paths import stage_of
 from tljax.tasks.inputs import make_split, open_inputs
-from tljax.tasks.plan import Plan, plan_phases
+from tljax.tasks.plan import Plan
+from tljax.tasks.relative import plan_run
 from tljax.tasks.sections import call, select
 from tljax.tasks.training import partition, step_body
 
@@ -22,8 +23,10 @@ NAME = "explain"
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
+def run(config: Mapping[str, Any], workdir: str | Path | None = None) -> dict[str, float]:
     """Print the partition and the costs of each phase; nothing is trained or written.
+
+    A choice by relative gradients is made as the run would make it, which computes those of a few batches.
 
     Returns:
         Of the last phase: numbers of params, bytes of the optimizer state, and FLOPs by XLA's count.
@@ -32,7 +35,10 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     config = select(NAME, config)
     inputs = open_inputs(config)
     split = call("split", config, make_split, inputs.source, config["seed"])
-    plans = plan_phases(config, inputs, inputs.source.labels[split.train])
+    plans, norms = plan_run(config, inputs, split)
+    if norms is not None:
+        print("relative gradient norms, which the last phase follows:")
+        print("\n".join(f"{stage:<12} {norm:>10.4g}" for stage, norm in norms.items()))
     results: dict[str, float] = {}
     for index, plan in enumerate(plans):
         print(f"phase {index}: {plan.num_steps} steps of {plan.recipe.batch_size} images")

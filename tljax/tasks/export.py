@@ -1,4 +1,4 @@
-"""Export: a fine-tuned run, or any weights that load, in the layout of another project."""
+"""Export: a fine-tuned run, a soup of them, or any weights that load, in the layout of another project."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ def export_model(source: str, *, format: str, to: str | Path) -> Path:
     """Write a model for transformers, timm, torchvision or Google's npz readers.
 
     Args:
-        source: directory of a finished `tljax finetune` run, or a name as `tljax.load` takes it.
+        source: directory of a finished `tljax finetune` or `tljax soup` run, or a name as `tljax.load` takes it.
         format: see `weights.write.export`.
         to: folder to write to.
 
@@ -40,6 +40,7 @@ def export_model(source: str, *, format: str, to: str | Path) -> Path:
 
 def _open(source: str) -> Pretrained:
     workdir = Path(source)
-    if (workdir / rundir.CONFIG).is_file() and not (workdir / "model.safetensors").is_file():
+    # Folders of transformers and timm have a file with the name of rundir.CONFIG too.
+    if (workdir / rundir.ENV).is_file():
         return restore(workdir)
     return load(source)

@@ -1,6 +1,7 @@
 """Where the batches of a run come from: images, or the stored activations of the frozen prefix."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,11 @@ def open_feed(plan: Plan) -> Feed:
         inputs=inputs, batch_size=recipe.batch_size, augment=plan.augment, sampling=recipe.sampling, start=plan.start,
         store=store,
     )  # fmt: skip
+
+
+def open_once(plans: Sequence[Plan]) -> list[Callable[[], Feed]]:
+    """Return for each plan what opens its feed when it is first called for."""
+    return [functools.cache(functools.partial(open_feed, plan)) for plan in plans]
 
 
 def cached_prefix(

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from tljax import rundir
-from tljax.data.splits import Split, save_split
+from tljax.data.splits import save_split
 from tljax.finetune.groups import format_partition
 from tljax.finetune.loop import fit, load_best
+from tljax.finetune.phases import Phase
 from tljax.finetune.state import TrainState
 from tljax.tasks.drifting import measure_drift
-from tljax.tasks.feed import open_feed
-from tljax.tasks.inputs import SPLIT, Inputs, check_evaluation, evaluate, open_split
-from tljax.tasks.plan import Plan
-from tljax.tasks.relative import plan_run
+from tljax.tasks.feed import open_once
+from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, check_evaluation, evaluate, open_split
+from tljax.tasks.recipe import Recipe
+from tljax.tasks.relative import NORMS, plan_run
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
 from tljax.tasks.training import everywhere, make_phases, partition, result_of, test_predictions
@@ -25,9 +26,9 @@ from tljax.tasks.tuned import save_tuned
 
 NAME = "finetune"
 # In the run directory.
-CLASSES = "classes.json"
 CHECKPOINTS = "checkpoints"
 PARTITION = "partition.json"
+FROZEN = "frozen.json"
 # What "best" means.
 BEST = "val_accuracy"
 
@@ -44,25 +45,29 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     source = inputs.source
     call("evaluate", config, check_evaluation, source)
     split = open_split(config, source, workdir)
-    plans = plan_run(config, inputs, split, workdir)
+    plans, norms = plan_run(config, inputs, split, workdir)
     rows = [partition(plan) for plan in plans]
     for plan, of_phase in zip(plans, rows, strict=True):
         log.info("%d steps\n%s", plan.num_steps, format_partition(of_phase))
+    feeds = open_once(plans)
     # Computed now, while the directory can still be left to a mended config.
-    feed = open_feed(plans[0])
+    feeds[0]()
     # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
     save_split(workdir / SPLIT, split, source)
+    if norms is not None:
+        rundir.write_json(workdir / NORMS, norms)
     rows_of_run = [{**row, "phase": index} for index, of_phase in enumerate(rows) for row in of_phase]
     rundir.write_json(workdir / PARTITION, rows_of_run)
     rundir.write_json(workdir / CLASSES, list(source.class_names))
-    state, plan = _train(config, plans, split, workdir)
+    phases = make_phases(plans, feeds, split, config["seed"])
+    state, index = _train(config, phases, plans[0].recipe, workdir)
+    plan, feed = plans[index], feeds[index]()
     before, after = inputs.identity["params"], inputs.pretrained.fingerprint()
     if before != after:
         raise RuntimeError(f"the pretrained params moved: hash {before} before, {after} after; please report this")
     result = result_of(state)
     save_tuned(workdir, plan, result)
 
-    feed = feed if plan is plans[0] else open_feed(plan)
     indices, probabilities = test_predictions(plan, result, feed, split.test)
     moved = measure_drift(plan, result, feed, split.val[: plan.recipe.drift_images], workdir)
     record = {
@@ -79,9 +84,10 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     return {**record["metrics"], "num_trained": num_trained, **reused, **moved}
 
 
-def _train(config: Mapping[str, Any], plans: list[Plan], split: Split, workdir: Path) -> tuple[TrainState, Plan]:
-    """Train to the last step; return the state that is to be kept, and the plan of its phase."""
-    phases, recipe = make_phases(plans, split, config["seed"]), plans[0].recipe
+def _train(
+    config: Mapping[str, Any], phases: list[Phase], recipe: Recipe, workdir: Path
+) -> tuple[TrainState, int]:  # fmt: skip
+    """Train to the last step; return the state that is to be kept, and the number of its phase."""
     keep_best = BEST if recipe.keep == "best" else None
     saved: dict[str, Any] = {"sharding": everywhere(), "config": config, "checkpoint_dir": workdir / CHECKPOINTS}
     state = fit(
@@ -89,14 +95,14 @@ def _train(config: Mapping[str, Any], plans: list[Plan], split: Split, workdir: 
         **saved,
         checkpoint_every=recipe.checkpoint_every,
         metrics_path=workdir / rundir.METRICS,
+        frozen_path=workdir / FROZEN,
         evaluate_every=recipe.evaluate_every,
         keep_best=keep_best,
         max_loss=recipe.max_loss,
     )
     if keep_best is None:
-        return state, plans[-1]
-    state, index = load_best(phases, **saved, keep_best=keep_best)
-    return state, plans[index]
+        return state, len(phases) - 1
+    return load_best(phases, **saved, keep_best=keep_best)
 
 
 def _save_predictions(path: Path, indices: np.ndarray, probabilities: np.ndarray) -> None:

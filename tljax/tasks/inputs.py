@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("stratified", "grouped")
 # In the run directory.
 SPLIT = "split.npz"
+CLASSES = "classes.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def _count_classes(source: Source) -> str:
 
 def make_split(
     source: Source,
-    seed: int,
+    run_seed: int,
     *,
     kind: str,
     repeat: int,
@@ -82,12 +83,13 @@ def make_split(
     val_fraction: float,
     strata: tuple[str, ...] = ("label",),
     groups: str | None = None,
+    seed: int | None = None,
 ) -> Split:
     """Divide a source into train, validation and test.
 
     Args:
         source: the data.
-        seed: the run's seed.
+        run_seed: `config.seed`.
         kind: "stratified" keeps the proportions of the strata; "grouped" also keeps groups whole.
         repeat: which of many such splits.
         test_fraction: of all examples, or of all groups.
@@ -95,6 +97,7 @@ def make_split(
         strata: columns of the source, or "label", whose combinations are the strata. A grouped split uses
             those that have one value per group.
         groups: column of the source with what must stay whole; needed by "grouped".
+        seed: of the split, for runs that differ in `config.seed` and share it; None takes that of the run.
 
     Raises:
         ValueError: an unknown kind or column, or a grouped split without groups.
@@ -106,7 +109,7 @@ def make_split(
             f"source {source.name!r} has no column {unknown[0]!r}{did_you_mean(unknown[0], columns)}; "
             f"it has {', '.join(sorted(columns))}"
         )
-    split_seed = hashed_seed(seed, f"repeat {repeat}")
+    split_seed = hashed_seed(run_seed if seed is None else seed, f"repeat {repeat}")
     if kind == "stratified":
         table = combine_strata(*(columns[name] for name in strata))
         return stratified_split(table, split_seed, test_fraction, val_fraction)

@@ -1,6 +1,7 @@
 """Find a learning rate: raise it from step to step, and see where the loss falls fastest and where it blows up."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -15,8 +16,11 @@ from tljax.ablation.picture import write_picture
 from tljax.ablation.svg import span
 from tljax.finetune.devices import make_train_step
 from tljax.finetune.optimizer import make_optimizer
+from tljax.finetune.schedules import make_schedules
+from tljax.tasks.feed import open_once
 from tljax.tasks.inputs import Inputs, open_split
-from tljax.tasks.plan import Plan, plan_phases
+from tljax.tasks.plan import Plan
+from tljax.tasks.relative import plan_run
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
 from tljax.tasks.training import make_phases, mesh, replicate, step_body
@@ -37,7 +41,9 @@ class Sweep:
     """`config.lr_find`: rates from `lowest` to `highest`, at equal ratios.
 
     Args:
-        lowest, highest: learning rates before multipliers.
+        lowest, highest: values of `config.schedule.learning_rate`: the rates of the steps are these, scaled by the
+            batch size where the schedule says so, times the multipliers. A label with a rate of its own in
+            `config.schedule.by_label` keeps its ratio to the others.
         num_steps: one batch each.
         phase: of the run whose partition, optimizer and data are used, in its state at the start of the run.
     """
@@ -70,11 +76,11 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     """Take the steps, and write the losses, the picture and the suggestion."""
     sweep = call("lr_find", config, Sweep)
     split = open_split(config, inputs.source, workdir)
-    plans = plan_phases(config, inputs, inputs.source.labels[split.train])
+    plans, _ = plan_run(config, inputs, split)
     if not 0 <= sweep.phase < len(plans):
         raise ValueError(f"config.lr_find.phase is {sweep.phase}, and the run has {len(plans)} phases, from 0")
     plan = _with_sweep(plans[sweep.phase], sweep)
-    (phase,) = make_phases([plan], split, config["seed"])
+    (phase,) = make_phases([plan], open_once([plan]), split, config["seed"])
     state = replicate(phase.enter(None), mesh())
     fixed, train_step = phase.open_fixed(state), make_train_step(step_body(plan), mesh())
     losses: list[float] = []
@@ -101,9 +107,23 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
 
 
 def _with_sweep(plan: Plan, sweep: Sweep) -> Plan:
-    schedules = dict.fromkeys(plan.schedules, sweep.rate)
+    schedules = {label: functools.partial(_scaled, sweep, factor) for label, factor in _factors(plan).items()}
     optimizer = call("optimizer", plan.config, make_optimizer, plan.groups, schedules)
     return dataclasses.replace(plan, schedules=schedules, optimizer=optimizer, num_steps=sweep.num_steps)
+
+
+def _scaled(sweep: Sweep, factor: float, step: Any) -> Any:
+    return factor * sweep.rate(step)
+
+
+def _factors(plan: Plan) -> dict[str, float]:
+    """Return for each label its highest rate over `config.schedule.learning_rate`."""
+    section = plan.config["schedule"]
+    flat = {"name": "constant", "warmup_fraction": 0.0, "arguments": None}
+    by_label = {label: {**settings, **flat} for label, settings in (section.get("by_label") or {}).items()}
+    labels, batch_size = tuple(plan.schedules), plan.recipe.batch_size
+    constants = make_schedules(1, labels, **{**section, **flat, "by_label": by_label}, batch_size=batch_size)
+    return {label: np.asarray(schedule(0)).item() / section["learning_rate"] for label, schedule in constants.items()}
 
 
 def smooth(losses: list[float]) -> list[float]:

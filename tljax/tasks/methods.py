@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,6 +20,28 @@ LORA = "lora"
 LOSSES: dict[str, Callable[..., jax.Array]] = {"softmax": softmax_cross_entropy}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelativeGradients:
+    """`config.relative_gradients`: how the last phase follows relative gradient norms (Lee et al., arXiv:2210.11466).
+
+    Args:
+        num_batches: that the norms are measured on.
+        count: train so many stages, those with the largest norms, and the head, whatever `config.groups` says of
+            stages; None keeps its stages and multiplies their rates by the norms over the largest (Auto-RGN).
+    """
+
+    num_batches: int
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured or chosen."""
+        if self.num_batches < 1 or (self.count is not None and self.count < 1):
+            raise ValueError(
+                f"config.relative_gradients: num_batches is {self.num_batches} and count {self.count}, wanted at least "
+                "1 each, or None for count"
+            )
+
+
 def label_params(
     config: dict[str, Any], params: Mapping[str, Any], stages: Sequence[str], norms: Mapping[str, float] | None
 ) -> Groups:
@@ -29,25 +52,7 @@ def label_params(
     config = _with_lora_rules(config, params)
     if norms is None:
         return call("groups", config, make_groups, params, stages)
-    return call("relative_gradients", config, _groups_by_norms, config, params, stages, norms)
-
-
-def _groups_by_norms(
-    config: dict[str, Any], params: Mapping[str, Any], stages: Sequence[str], norms: Mapping[str, float], *,
-    num_batches: int, count: int | None = None,
-) -> Groups:  # fmt: skip
-    """Follow relative gradient norms (Lee et al. 2023, arXiv:2210.11466).
-
-    Args:
-        config: of the phase.
-        params: of the net.
-        stages: of the net.
-        norms: of the stages before the head.
-        num_batches: that the norms are measured on.
-        count: train so many stages, those with the largest norms, and the head, whatever `config.groups` says of
-            stages; None keeps its stages and multiplies their rates by the norms over the largest (Auto-RGN).
-    """
-    del num_batches
+    count = call("relative_gradients", config, RelativeGradients).count
     if count is None:
         groups = call("groups", config, make_groups, params, stages)
         factors = {stage: groups.stage_factors.get(stage, 1.0) * factor for stage, factor in rgn_factors(norms).items()}

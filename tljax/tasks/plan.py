@@ -89,11 +89,6 @@ def plan_phases(
     """
     configs = phase_configs(config)
     plans = [_plan(phase, inputs, labels, norms if phase is configs[-1] else None) for phase in configs]
-    if plans[0].recipe.keep == "best" and not config["split"]["val_fraction"]:
-        raise ValueError(
-            "config.finetune.keep is 'best', by accuracy on the validation part, and there is no validation part; set "
-            "split.val_fraction, or keep 'last'"
-        )
     moved: set[str] = set()
     for index, plan in enumerate(plans):
         net = plan.forward.net

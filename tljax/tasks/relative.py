@@ -5,7 +5,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,10 @@ from tljax.finetune.relative_gradients import relative_gradient_norms
 from tljax.finetune.step import model_inputs
 from tljax.tasks.feed import open_feed
 from tljax.tasks.inputs import Inputs
+from tljax.tasks.methods import RelativeGradients
 from tljax.tasks.plan import Plan, plan_phases
+from tljax.tasks.sections import call
+from tljax.tasks.training import check_step
 
 SECTION = "relative_gradients"
 NORMS = "relative_gradients.json"
@@ -25,37 +28,57 @@ NORMS = "relative_gradients.json"
 log = logging.getLogger(__name__)
 
 
-def plan_run(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: Path | None = None) -> list[Plan]:
-    """Plan the phases of a run; where the config wants the last one to follow relative gradients, measure these first.
+class Run(NamedTuple):
+    """The plans of the phases of a run, and the norms that the last one follows; None where it follows none."""
+
+    plans: list[Plan]
+    norms: dict[str, float] | None
+
+
+def plan_run(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: Path | None = None) -> Run:
+    """Plan the phases of a run, and trace a step of each, so that whatever does not fit is refused here.
+
+    Where the config wants the last phase to follow relative gradients, these are measured first. Nothing is written.
 
     Args:
         config: of the run.
         inputs: of the run.
         split: its training part is what gradients are measured on.
-        workdir: where the norms are kept, so that a resumed run has the same; None measures and keeps nothing.
+        workdir: a run that has kept its norms there goes on with the same; None measures anew.
 
     Raises:
         ValueError: the config does not fit, or there is no gradient before the head.
     """
     labels = inputs.source.labels[split.train]
-    plans = plan_phases(config, inputs, labels)
+    run = Run(plan_phases(config, inputs, labels), None)
+    if run.plans[0].recipe.keep == "best" and not len(split.val):
+        raise ValueError(
+            "config.finetune.keep is 'best', by accuracy on the validation part, and the split has no validation "
+            "images; raise split.val_fraction, or keep 'last'"
+        )
+    for plan in run.plans:
+        check_step(plan)
     if SECTION not in config:
-        return plans
-    path = None if workdir is None else workdir / NORMS
-    if path is not None and path.exists():
-        stored = rundir.read_json(path)
-        norms = {stage: stored[stage] for stage in plans[-1].forward.net.stages if stage in stored}
-    else:
-        norms = _measure(plans[-1], split)
-        if path is not None:
-            rundir.write_json(path, norms)
+        return run
+    num_batches = call(SECTION, config, RelativeGradients).num_batches
+    norms = _kept(workdir, inputs) if workdir is not None else None
+    norms = norms or _measure(run.plans[-1], split, num_batches)
     log.info("relative gradient norms: %s", ", ".join(f"{stage} {norm:.3g}" for stage, norm in norms.items()))
-    return plan_phases(config, inputs, labels, norms)
+    following = Run(plan_phases(config, inputs, labels, norms), norms)
+    check_step(following.plans[-1])
+    return following
 
 
-def _measure(plan: Plan, split: Split) -> dict[str, float]:
+def _kept(workdir: Path, inputs: Inputs) -> dict[str, float] | None:
+    """Return the norms of a run directory, if it has any, by depth; JSON has sorted them by name."""
+    if not (workdir / NORMS).exists():
+        return None
+    stored = rundir.read_json(workdir / NORMS)
+    return {stage: stored[stage] for stage in inputs.pretrained.net.stages if stage in stored}
+
+
+def _measure(plan: Plan, split: Split, num_batches: int) -> dict[str, float]:
     """Return the relative gradient norm of each stage, of the mean loss over a few training batches."""
-    num_batches = plan.config[SECTION]["num_batches"]
     pretrained, net = plan.inputs.pretrained, plan.forward.net
     images = dataclasses.replace(plan, forward=dataclasses.replace(plan.forward, start=0))
     recipe = dataclasses.replace(plan.recipe, use_prefix_cache=False)

@@ -1,4 +1,8 @@
-"""Soup: average the params of finished runs, or move along the line between two, and see how good that is."""
+"""Soup: average the params of finished runs, or move along the line between two, and see how good that is.
+
+Candidates are scored and tested in float32, in whatever their runs computed: runs may differ in that, and what
+`tljax export` writes, which is what the numbers are to be of, computes in float32.
+"""
 
 import dataclasses
 import functools
@@ -10,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save
 
 from tljax import plain, rundir
 from tljax.ablation.charts import curve_chart
@@ -18,16 +21,16 @@ from tljax.ablation.picture import write_picture
 from tljax.ablation.svg import span
 from tljax.data.pipeline import ordered_batches
 from tljax.data.sources import Source
-from tljax.data.splits import Split, load_split
+from tljax.data.splits import Split, load_split, save_split
 from tljax.finetune.averages import greedy_soup, interpolate, uniform_soup
 from tljax.finetune.devices import make_eval_step, predict
 from tljax.paths import did_you_mean
-from tljax.tasks.inputs import SPLIT, Inputs, check_evaluation, evaluate, open_split
+from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, check_evaluation, evaluate, open_split
 from tljax.tasks.restore import restore
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
 from tljax.tasks.training import mesh
-from tljax.tasks.tuned import TUNED, read_tuned
+from tljax.tasks.tuned import TUNED, load_original, read_tuned, write_tuned
 from tljax.weights import Pretrained
 
 NAME = "soup"
@@ -88,6 +91,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     models = [restore(run) for run in soup.runs]
     _check_alike(soup.runs, models, inputs.source, split)
     kitchen = _Kitchen(model=models[0], inputs=inputs, batch_size=soup.batch_size)
+    original = load_original(Path(soup.runs[0]), config, inputs.num_classes)
     ingredients = [{**model.params, **model.stats} for model in models]
     if soup.kind == "path":
         first, second = ingredients
@@ -102,7 +106,9 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     indices, probabilities = kitchen.predict(candidates[chosen], split.test)
     record = call("evaluate", config, evaluate, inputs.source, indices, probabilities)
     rundir.write_json(workdir / "soup.json", {"val_accuracy": scores, "chosen": chosen, **record})
-    rundir.write_bytes(workdir / "model.safetensors", save({k: np.asarray(v) for k, v in candidates[chosen].items()}))
+    save_split(workdir / SPLIT, split, inputs.source)
+    rundir.write_json(workdir / CLASSES, list(inputs.source.class_names))
+    _save(workdir, candidates[chosen], original)
     if soup.kind == "path":
         points = [(float(alpha), scores[f"{alpha:g}"]) for alpha in soup.alphas]
         title = "validation accuracy from the first run to the second"
@@ -112,6 +118,13 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     alone = {f"val_accuracy/{run}": kitchen.accuracy(arrays, split.val)
              for run, arrays in zip(soup.runs, ingredients, strict=True)}  # fmt: skip
     return {**record["metrics"], "val_accuracy": scores[chosen], **alone}
+
+
+def _save(workdir: Path, arrays: Arrays, original: Pretrained) -> None:
+    """Write what differs from the pretrained net, as a fine-tuning run does."""
+    before = {**original.params, **original.stats}
+    changed = {path: value for path, value in arrays.items() if not np.array_equal(value, before[path])}
+    write_tuned(workdir, {path: np.asarray(value) for path, value in changed.items()}, original, None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +166,8 @@ def _check_alike(runs: Sequence[str], models: Sequence[Pretrained], source: Sour
         parts = [part for part in PARTS if not np.array_equal(getattr(own, part), getattr(split, part))]
         if parts:
             problems.append(
-                f"{run}: has other {' and '.join(parts)} images than this soup; set split and seed to those of the run"
+                f"{run}: has other {' and '.join(parts)} images than this soup; set split and seed to those of the "
+                "run, and train runs that differ in seed with one config.split.seed"
             )
     if problems:
         raise ValueError("the runs of a soup must be alike:\n  " + "\n  ".join(problems))

@@ -16,6 +16,7 @@ from tljax.data.decode import decode_image
 from tljax.data.splits import load_split
 from tljax.tasks import extract, finetune, probe
 from tljax.tasks.inputs import Inputs
+from tljax.tasks.recipe import phase_configs
 
 _EXAMPLES = 16
 # Pixels: twice the width in the page, for fine screens.
@@ -212,10 +213,12 @@ def _notes(config: Mapping[str, Any], tuned: Sequence[Path]) -> list[str]:
 def _note_on_fit(config: Mapping[str, Any], tuned: Sequence[Path]) -> list[str]:
     """Say whether fine-tuning is short of images or short of training: where to look for what it lacks."""
     trained, validated = [], []
+    phases = phase_configs(config)
+    last, epochs = len(phases) - 1, phases[-1]["finetune"]["epochs"]
     for path in tuned:
         records = rundir.read_metrics(path / rundir.METRICS)
-        hits = [record["accuracy"] for record in records if "loss" in record]
-        trained += hits[-math.ceil(len(hits) / config["finetune"]["epochs"]) :]
+        hits = [record["accuracy"] for record in records if "loss" in record and record["phase"] == last]
+        trained += hits[-math.ceil(len(hits) / epochs) :]
         validated += [record["val_accuracy"] for record in records if "val_accuracy" in record][-1:]
     if not (trained and validated):
         return []

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tljax import plain
 from tljax.data.splits import Split, hashed_seed
+from tljax.finetune.costs import step_batch, trace_step
 from tljax.finetune.devices import make_eval_step, make_mesh, make_train_step, predict, replicate
 from tljax.finetune.groups import partition_table
 from tljax.finetune.phases import Phase
 from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_state
 from tljax.finetune.step import originals, train_body
 from tljax.paths import stage_of
-from tljax.tasks.feed import Feed, open_feed
+from tljax.tasks.feed import Feed
 from tljax.tasks.inputs import evaluate
 from tljax.tasks.plan import Plan
 from tljax.weights.adapt import adapt
 from tljax.weights.tables import LAYOUTS
+
+LazyFeed = Callable[[], Feed]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +64,13 @@ def result_of(state: TrainState) -> Result:
     return Result(trained=trained, stats=stats)
 
 
-def make_phases(plans: list[Plan], split: Split, seed: int) -> list[Phase]:
-    """Make the phases of a run from their plans."""
-    return [_phase(plans, index, split, seed) for index in range(len(plans))]
+def make_phases(plans: list[Plan], feeds: list[LazyFeed], split: Split, seed: int) -> list[Phase]:
+    """Make the phases of a run from their plans and where their batches come from."""
+    return [_phase(plans, index, feed, split, seed) for index, feed in enumerate(feeds)]
 
 
-def _phase(plans: list[Plan], index: int, split: Split, seed: int) -> Phase:
+def _phase(plans: list[Plan], index: int, feed: LazyFeed, split: Split, seed: int) -> Phase:
     plan = plans[index]
-    feed = functools.cache(lambda: open_feed(plan))
     # Phases draw on their own; a run of one phase draws as it always has.
     phase_seed = hashed_seed(seed, f"phase {index}") if index else seed
     return Phase(
@@ -89,6 +91,17 @@ def step_body(plan: Plan) -> functools.partial:
         train_body, forward=plan.forward, tx=plan.optimizer, preprocess=plan.inputs.pretrained.preprocess,
         penalties=plan.penalties, **plan.objective,
     )  # fmt: skip
+
+
+def check_step(plan: Plan) -> None:
+    """Trace a step of a phase, which finds what does not fit before anything is computed or written.
+
+    Raises:
+        ValueError: of a penalty, a mix or a loss that cannot take what it would get.
+    """
+    pretrained, size = plan.inputs.pretrained, plan.recipe.batch_size
+    batch = step_batch(plan.forward, size, pretrained.preprocess.shape)
+    trace_step(step_body(plan), plan.initial, plan.groups, pretrained.stats, batch)
 
 
 def partition(plan: Plan) -> list[dict[str, Any]]:
@@ -121,7 +134,7 @@ def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
     return replicate(Fixed(params=fixed, original=original, original_stats=stats), mesh())
 
 
-def _validation(plan: Plan, feed: Any, split: Split) -> Any:
+def _validation(plan: Plan, feed: LazyFeed, split: Split) -> Any:
     eval_step = evaluation_step(plan)
     assemble = jax.jit(plan.forward.assemble)
     source = plan.inputs.source

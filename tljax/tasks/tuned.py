@@ -31,31 +31,49 @@ def save_tuned(workdir: Path, plan: Plan, result: Result) -> None:
     pretrained = plan.inputs.pretrained
     moved = {path: stat for path, stat in result.stats.items() if not np.array_equal(stat, pretrained.stats[path])}
     arrays = {path: np.asarray(value) for path, value in {**result.trained, **moved}.items()}
+    write_tuned(workdir, arrays, pretrained, plan.forward.lora_scaling)
+
+
+def write_tuned(
+    workdir: Path, arrays: Mapping[str, np.ndarray], pretrained: Pretrained, lora_scaling: float | None
+) -> None:  # fmt: skip
+    """Write arrays that take the place of those of a pretrained net, or are low-rank deltas of them."""
     facts = {
         "pretrained": pretrained.fingerprint(),
-        "image_size": plan.inputs.pretrained.preprocess.size,
-        "lora_scaling": plan.forward.lora_scaling,
+        "image_size": pretrained.preprocess.size,
+        "lora_scaling": lora_scaling,
     }
-    rundir.write_bytes(workdir / TUNED, save(arrays, {"tljax": json.dumps(facts)}))
+    rundir.write_bytes(workdir / TUNED, save(dict(arrays), {"tljax": json.dumps(facts)}))
 
 
-def load_tuned(workdir: Path, config: Mapping[str, Any], class_names: tuple[str, ...]) -> Pretrained:
-    """Return the pretrained net of a config with what `save_tuned` wrote in its place.
+def load_original(workdir: Path, config: Mapping[str, Any], num_classes: int) -> Pretrained:
+    """Return the net of `config.model`, at the image size at which a run ended.
+
+    Args:
+        workdir: of the run.
+        config: of the run, or of a task that takes its result up.
+        num_classes: of the run.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or belongs to other pretrained weights.
+        FileNotFoundError: the run has left no such file as `save_tuned` writes.
+        ValueError: that is damaged, or belongs to other pretrained weights.
     """
-    path = workdir / TUNED
-    facts, arrays = read_tuned(path)
+    facts, _ = read_tuned(workdir / TUNED)
     model = {**config["model"], "image_size": facts["image_size"]}
-    pretrained = call("model", {"model": model}, load, num_classes=len(class_names))
+    pretrained = call("model", {"model": model}, load, num_classes=num_classes)
     found = pretrained.fingerprint()
     if found != facts["pretrained"]:
         problems = differences({"params": facts["pretrained"]}, {"params": found})
         raise ValueError(
             f"the weights {pretrained.name!r} are not those that {workdir} was trained from: {'; '.join(problems)}"
         )
+    return pretrained
+
+
+def load_tuned(workdir: Path, config: Mapping[str, Any], class_names: tuple[str, ...]) -> Pretrained:
+    """Return the pretrained net of a config with what `save_tuned` wrote in its place; raises as `load_original`."""
+    pretrained = load_original(workdir, config, len(class_names))
+    facts, arrays = read_tuned(workdir / TUNED)
     params = {**pretrained.params, **{name: value for name, value in arrays.items() if name not in pretrained.stats}}
     if facts["lora_scaling"] is not None:
         params = add_lora(params, scaling=facts["lora_scaling"])
