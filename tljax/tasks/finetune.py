@@ -14,8 +14,9 @@ from tljax.finetune.groups import format_partition
 from tljax.finetune.loop import fit, load_best
 from tljax.finetune.state import TrainState
 from tljax.tasks.drifting import measure_drift
+from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric
 from tljax.tasks.feed import open_feed
-from tljax.tasks.inputs import SPLIT, Inputs, check_evaluation, evaluate, open_split
+from tljax.tasks.inputs import SPLIT, Inputs, open_split
 from tljax.tasks.plan import Plan
 from tljax.tasks.relative import plan_run
 from tljax.tasks.running import run_task
@@ -28,8 +29,6 @@ NAME = "finetune"
 CLASSES = "classes.json"
 CHECKPOINTS = "checkpoints"
 PARTITION = "partition.json"
-# What "best" means.
-BEST = "val_accuracy"
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +44,8 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     call("evaluate", config, check_evaluation, source)
     split = open_split(config, source, workdir)
     plans = plan_run(config, inputs, split, workdir)
+    if plans[0].recipe.keep == "best":
+        check_choice(source, split.val)
     rows = [partition(plan) for plan in plans]
     for plan, of_phase in zip(plans, rows, strict=True):
         log.info("%d steps\n%s", plan.num_steps, format_partition(of_phase))
@@ -82,7 +83,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
 def _train(config: Mapping[str, Any], plans: list[Plan], split: Split, workdir: Path) -> tuple[TrainState, Plan]:
     """Train to the last step; return the state that is to be kept, and the plan of its phase."""
     phases, recipe = make_phases(plans, split, config["seed"]), plans[0].recipe
-    keep_best = BEST if recipe.keep == "best" else None
+    keep_best = f"val_{main_metric(plans[0].inputs.source)}" if recipe.keep == "best" else None
     saved: dict[str, Any] = {"sharding": everywhere(), "config": config, "checkpoint_dir": workdir / CHECKPOINTS}
     state = fit(
         phases,

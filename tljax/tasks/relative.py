@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from tljax import rundir
 from tljax.data.splits import Split
-from tljax.finetune.losses import one_hot_targets
+from tljax.finetune.losses import as_targets
 from tljax.finetune.relative_gradients import relative_gradient_norms
 from tljax.finetune.step import model_inputs
 from tljax.tasks.feed import open_feed
@@ -65,7 +65,7 @@ def _measure(plan: Plan, split: Split) -> dict[str, float]:
     def grads_of(params: Any, batch: Any) -> Any:
         def mean_loss(params: Any) -> jax.Array:
             scores, _ = net.apply(params, pretrained.stats, model_inputs(batch, net, pretrained.preprocess, 0))
-            return jnp.mean(plan.objective["loss"](scores, one_hot_targets(batch["label"], net.num_classes)))
+            return jnp.mean(plan.objective["loss"](scores, as_targets(batch["label"], net.num_classes)))
 
         return jax.grad(mean_loss)(params)
 
