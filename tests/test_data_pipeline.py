@@ -80,6 +80,7 @@ def test_targets_take_the_place_of_labels(source, tmp_path):
     table = open_table(
         source.root, path=tmp_path / "shares.csv", file_column="file", kind="soft", label_columns=("x", "y")
     )
+    assert table.targets is not None
     for batch, of_folder in zip(take(table, 3), take(source, 3), strict=True):
         assert batch["label"].dtype == np.float32
         np.testing.assert_array_equal(batch["label"], table.targets[batch["index"]])

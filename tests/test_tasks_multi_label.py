@@ -60,6 +60,11 @@ def config_of(workdir):
     return config
 
 
+def targets_of(source):
+    assert source.targets is not None
+    return source.targets
+
+
 def scores_of(model, source, indices):
     images = np.stack([model.preprocess(decode_image(source[row]["image"], "")) for row in indices])
     x = model.preprocess.normalise(jnp.asarray(images))
@@ -72,14 +77,14 @@ def assert_first_loss(config, workdir, loss):
     source, split = opened.source, load_split(workdir / "split.npz", opened.source)
     (plan,) = relative.plan_run(config, opened, split)
     batch = next(open_feed(plan).training(split.train, config["seed"], 0))
-    np.testing.assert_array_equal(batch["label"], source.targets[batch["index"]])
+    np.testing.assert_array_equal(batch["label"], targets_of(source)[batch["index"]])
     scores = scores_of(opened.pretrained, source, batch["index"])
     assert np.ptp(scores) > 0.1
     (first,) = (record for record in metrics_of(workdir) if record.get("loss") and record["step"] == 0)
-    wanted = loss(scores, source.targets[batch["index"]].astype(np.float64))
+    wanted = loss(scores, targets_of(source)[batch["index"]].astype(np.float64))
     # The net in float32, and the batch in shares on 8 devices.
     assert first["loss"] == pytest.approx(wanted, rel=1e-5)
-    return scores, source.targets[batch["index"]], first
+    return scores, targets_of(source)[batch["index"]], first
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +119,9 @@ def test_the_shipped_config_ends_with_the_best_mean_average_precision(root, run)
     # The net that the run left gives them, each label for itself.
     scores = scores_of(restore(run), source, indices)
     np.testing.assert_allclose(probabilities, expit(scores), rtol=0, atol=2e-6)
-    targets = source.targets[indices]
-    precisions = sklearn_metrics.average_precision_score(targets, probabilities, average=None)
+    targets = targets_of(source)[indices]
+    columns = zip(targets.T, probabilities.T, strict=True)
+    precisions = [sklearn_metrics.average_precision_score(*column) for column in columns]
     done = json.loads((run / "done.json").read_text())
     assert done["mean_average_precision"] == pytest.approx(np.mean(precisions))
     assert done["subset_accuracy"] == sklearn_metrics.accuracy_score(targets, probabilities >= 0.5)
@@ -132,10 +138,10 @@ def test_the_split_of_the_shipped_config_keeps_the_share_of_each_label(run):
     config = config_of(run)
     source = inputs.open_data(config)
     split = load_split(run / "split.npz", source)
-    assert source.targets is not None
+    targets = targets_of(source)
     for part, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
-        got = source.targets[getattr(split, part)].sum(axis=0)
-        assert np.abs(got - share * source.targets.sum(axis=0)).max() <= 1
+        got = targets[getattr(split, part)].sum(axis=0)
+        assert np.abs(got - share * targets.sum(axis=0)).max() <= 1
     settings = {**config["split"], "strata": ("label", "site")}
     by_site = inputs.make_split(source, 0, **settings)
     assert abs((source.columns["site"][by_site.test] == "north").sum() - 8) <= 1
@@ -158,11 +164,10 @@ def test_soft_labels_train_on_shares_and_are_tested_by_the_largest(root, tmp_pat
     assert_first_loss(config, tmp_path / "run", lambda scores, targets: -np.mean(
         np.sum(targets * log_softmax(scores, axis=1), axis=1)))  # fmt: skip
     source = inputs.open_data(config)
-    assert source.targets is not None
     with np.load(tmp_path / "run" / "predictions.npz") as file:
         indices, probabilities = file["index"], file["probabilities"].astype(np.float64)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
-    shares = source.targets[indices]
+    shares = targets_of(source)[indices]
     assert result["accuracy"] == np.mean(probabilities.argmax(axis=1) == shares.argmax(axis=1))
     assert result["log_loss"] == pytest.approx(-np.mean(np.sum(shares * np.log(probabilities), axis=1)), rel=1e-6)
 
