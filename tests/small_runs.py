@@ -16,11 +16,11 @@ from PIL import Image
 
 from tests.toy import TINY_VIT
 from tljax.data.decode import decode_image
+from tljax.data.sources import open_source
 from tljax.data.splits import Split, load_split
 from tljax.models import Net
 from tljax.models.resnet import ResNetConfig
 from tljax.preprocess import Preprocess
-from tljax.tasks.inputs import open_source
 from tljax.weights.write import export
 
 VIT = dataclasses.replace(TINY_VIT, depth=2)

@@ -21,7 +21,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(root):
-    return open_source("elpv", root, "binary")
+    return open_source("elpv", root, task="binary")
 
 
 @pytest.fixture(scope="module")

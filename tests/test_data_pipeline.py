@@ -12,6 +12,7 @@ from tljax.data.decode import decode_image
 from tljax.data.pipeline import ordered_batches, training_batches
 from tljax.data.sampling import epoch_indices
 from tljax.data.sources import open_source
+from tljax.data.table import open_table
 from tljax.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=8)
@@ -71,6 +72,19 @@ def test_training_images_and_labels_belong_to_their_index_and_view(source):
         np.testing.assert_array_equal(batch["label"], source.labels[batch["index"]])
         images = [expected_image(source, *pair) for pair in zip(batch["index"], batch["view"], strict=True)]
         np.testing.assert_array_equal(batch["image"], np.stack(images))
+
+
+def test_targets_take_the_place_of_labels(source, tmp_path):
+    rows = [f"{file},{index / 10},{1 - index / 10}" for index, file in enumerate(source.files)]
+    (tmp_path / "shares.csv").write_text("\n".join(["file,x,y", *rows]))
+    table = open_table(
+        source.root, path=tmp_path / "shares.csv", file_column="file", kind="soft", label_columns=("x", "y")
+    )
+    assert table.targets is not None
+    for batch, of_folder in zip(take(table, 3), take(source, 3), strict=True):
+        assert batch["label"].dtype == np.float32
+        np.testing.assert_array_equal(batch["label"], table.targets[batch["index"]])
+        np.testing.assert_array_equal(batch["image"], of_folder["image"])
 
 
 def test_every_epoch_is_another_permutation(source):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tljax.data.sources import ImageDigest, Source, open_folder, open_source, verify
+from tljax.data.digest import ImageDigest
+from tljax.data.folder import open_folder
+from tljax.data.sources import Source, open_source, verify
 
 
 def write_image(path, seed=0, **options):
@@ -96,7 +98,7 @@ def test_unknown_names_and_tasks_are_refused(root):
     with pytest.raises(ValueError, match=r"no data source 'foldr' \(did you mean 'folder'\?\); known: \['elpv', "):
         open_source("foldr", root)
     with pytest.raises(ValueError, match="got task 'binary', leave it out"):
-        open_source("folder", root, "binary")
+        open_source("folder", root, task="binary")
     with pytest.raises(ValueError, match=r"none was named; known: \['binary', 'four_class'\]"):
         open_source("elpv", root)
 

@@ -36,6 +36,8 @@ class EmptySource:
     licence: str = ""
     class_names: tuple[str, ...] = ()
     labels: Any = None
+    targets: Any = None
+    is_multi_label: bool = False
     weights: Any = None
     columns: Any = None
 

@@ -16,7 +16,7 @@ from tests.toy import TINY_VIT, tiny_vit, toy_conv
 from tljax import plain
 from tljax.data.augment import dihedral
 from tljax.data.decode import decode_image
-from tljax.data.sources import ImageFolder, open_folder
+from tljax.data.folder import ImageFolder, open_folder
 from tljax.features import extract, feature_spec, open_store, writing
 from tljax.features.store import FeatureStore
 from tljax.models import Net

@@ -12,8 +12,8 @@ from tests.finetuning import BATCH_SIZE, ONE, assert_same_bits, make_batch, make
 from tests.toy import toy_conv
 from tljax.finetune.devices import make_eval_step, make_mesh, make_pmap_step, make_train_step, predict
 from tljax.finetune.lora import init_lora
-from tljax.finetune.losses import softmax_cross_entropy
-from tljax.finetune.mix import Mix
+from tljax.finetune.losses import share_correct, sigmoid_cross_entropy, softmax_cross_entropy
+from tljax.finetune.mix import Mix, draw
 from tljax.finetune.state import Fixed
 from tljax.models import Net, ResNetConfig, VitConfig
 from tljax.models.noise import Regularise
@@ -359,3 +359,22 @@ def test_class_weights_scale_the_loss_and_not_the_accuracy():
     wanted = np.sum(losses * np.array([0.2, 5.0])[batch["label"]] * batch["weight"]) / np.sum(batch["weight"])
     np.testing.assert_allclose(of_weighted["loss"], wanted, rtol=1e-5)
     assert float(of_weighted["accuracy"]) == float(metrics["accuracy"])
+
+
+def test_many_labels_are_mixed_with_the_images():
+    mix = Mix(mixup_alpha=1.0)
+    job = make_job(
+        toy_conv(), 8, freeze="head", loss=sigmoid_cross_entropy, correct=share_correct, mix=mix, seed=5
+    )  # fmt: skip
+    batch = {**make_batch(0, 8), "label": np.random.default_rng(0).integers(0, 2, (BATCH_SIZE, 2)).astype(np.float32)}
+    state, fixed = job.place(ONE)
+    _, metrics = make_train_step(job.body, ONE)(state, fixed, batch)
+    share = float(draw(jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 1), mix, 8, 8).share)
+    assert 0.05 < share < 0.95
+    images = np.asarray(job.preprocess.normalise(jnp.asarray(batch["image"])))
+    mixed, targets = (share * array + (1 - share) * array[::-1] for array in (images, batch["label"]))
+    scores = np.asarray(job.net.apply(job.params, job.stats, jnp.asarray(mixed))[0], np.float64)
+    losses = np.mean(np.log1p(np.exp(scores)) - targets * scores, axis=1)
+    right = np.mean((scores >= 0) == (targets >= 0.5), axis=1)
+    for name, wanted in (("loss", losses), ("accuracy", right)):
+        np.testing.assert_allclose(metrics[name], np.average(wanted, weights=batch["weight"]), rtol=1e-5)

@@ -5,7 +5,14 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from tljax.metrics import classification_metrics, confusion_matrix, mean_interval
+from tljax.metrics import (
+    average_precisions,
+    classification_metrics,
+    confusion_matrix,
+    log_loss,
+    mean_interval,
+    multi_label_metrics,
+)
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
@@ -57,6 +64,55 @@ def test_predictions_of_a_diverged_net_are_refused():
 def test_labels_without_a_probability_are_refused(label):
     with pytest.raises(ValueError, match="wanted 0 to 1"):
         classification_metrics(np.full((2, 2), 0.5), np.array([0, label]), np.ones(2))
+
+
+@pytest.mark.parametrize("num_classes", [1, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_multi_label_metrics_equal_scikit_learn(num_classes, seed):
+    rng = np.random.default_rng(seed)
+    # Rounded, so that there are ties, and some at 0.5.
+    probabilities = rng.uniform(size=(60, num_classes)).round(1)
+    targets = rng.choice([0.0, 0.2, 0.5, 1.0], (60, num_classes))
+    weights = rng.choice([1, 1 / 3, 2 / 3], 60)
+    has, predicted = (targets >= 0.5).astype(int), (probabilities >= 0.5).astype(int)
+    is_right = (has == predicted).all(axis=1)
+    wanted = {
+        "mean_average_precision": sklearn_metrics.average_precision_score(has, probabilities, average="macro"),
+        "roc_auc": sklearn_metrics.roc_auc_score(has, probabilities, average="macro"),
+        "macro_f1": sklearn_metrics.f1_score(has, predicted, average="macro" if num_classes > 1 else "binary"),
+        "micro_f1": sklearn_metrics.f1_score(has.ravel(), predicted.ravel()),
+        "subset_accuracy": sklearn_metrics.accuracy_score(has, predicted),
+        "weighted_subset_accuracy": np.sum(weights * is_right) / np.sum(weights),
+    }
+    assert multi_label_metrics(probabilities, targets, weights) == pytest.approx(wanted, abs=1e-12)
+    columns = zip(has.T, probabilities.T, strict=True)
+    each = [sklearn_metrics.average_precision_score(*column) for column in columns]
+    np.testing.assert_allclose(average_precisions(probabilities, targets), each, atol=1e-12)
+
+
+def test_labels_that_no_example_has_are_left_out_of_means():
+    targets = np.array([[1, 0, 1], [0, 0, 1]], float)
+    probabilities = np.array([[0.9, 0.1, 0.9], [0.6, 0.2, 0.8]])
+    got = multi_label_metrics(probabilities, targets, np.ones(2))
+    # Of labels 0 and 2; label 1 has no positive, label 2 no negative, and label 1 is neither there nor predicted.
+    assert (got["mean_average_precision"], got["roc_auc"]) == (1.0, 1.0)
+    assert got["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    nothing = multi_label_metrics(probabilities[:, 1:2], targets[:, 1:2], np.ones(2))
+    assert nothing["subset_accuracy"] == 1.0
+    assert all(math.isnan(nothing[name]) for name in ("mean_average_precision", "roc_auc", "macro_f1", "micro_f1"))
+
+
+def test_log_loss_of_soft_targets_is_least_at_the_targets():
+    rng = np.random.default_rng(0)
+    targets, probabilities = rng.dirichlet(np.ones(3), 20), rng.dirichlet(np.ones(3), 20).astype(np.float32)
+    wanted = -np.mean(np.sum(targets * np.log(probabilities.astype(np.float64)), axis=1))
+    assert log_loss(probabilities, targets) == pytest.approx(wanted, rel=1e-12)
+    labels = targets.argmax(axis=1)
+    exact = rng.dirichlet(np.ones(3), 20)
+    of_labels = sklearn_metrics.log_loss(labels, exact)
+    assert log_loss(exact, np.eye(3)[labels]) == pytest.approx(of_labels, rel=1e-12)
+    assert log_loss(targets, targets) < log_loss(probabilities, targets)
+    assert math.isfinite(log_loss(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])))
 
 
 def test_interval_equals_scipy_and_needs_two_values():

@@ -19,7 +19,7 @@ from tests.toy import TINY_VIT
 from tljax import rundir
 from tljax.cli import main
 from tljax.data.decode import decode_image
-from tljax.data.sources import open_source
+from tljax.data.sources import SOURCES, open_source
 from tljax.models import Net
 from tljax.paths import stage_of
 from tljax.preprocess import Preprocess
@@ -34,10 +34,10 @@ def _cells(tmp_path_factory):
     """Every 41st solar cell in place of all: 64 of them, of both classes, types and many blocks."""
     prepared = tmp_path_factory.mktemp("elpv")
 
-    def open_few(name, root, task=None):
-        if name != "elpv":
-            return open_source(name, root, task)
-        source = open_source(name, prepared, task)
+    open_all = SOURCES["elpv"]
+
+    def open_few(root, task=None):
+        source = open_all(prepared, task)
         chosen = np.arange(0, len(source), 41)
         return dataclasses.replace(
             source,  # pyright: ignore[reportArgumentType]
@@ -49,7 +49,7 @@ def _cells(tmp_path_factory):
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs, "open_source", open_few)
+        patch.setitem(SOURCES, "elpv", open_few)
         yield
 
 
@@ -120,7 +120,7 @@ def test_demo_config_from_images_to_report(tmp_path, capsys):
 
 def test_grouped_runs_hold_out_whole_blocks(tmp_path):
     config = load_config("demo.py")
-    source = inputs.open_source("elpv", tmp_path, "binary")
+    source = open_source("elpv", tmp_path, task="binary")
     settings = {**config["split"], "kind": "grouped"}
     splits = [inputs.make_split(source, 0, **{**settings, "repeat": repeat}) for repeat in range(3)]
     for split in splits:

@@ -108,7 +108,11 @@ def test_phases_that_do_not_fit_are_refused(root, opened, phases, message):
         ({**CACHED, "augment": {"trivial_augment": True}}, r"make every image new"),
         (
             {**CACHED, "penalties": {"distillation": {"strength": 1.0, "stages": ["block_00"]}}},
-            r"config\.penalties: block_00 is before 'block_01', in the stored prefix, and is not run; set",
+            r"config\.penalties: what block_00 gives cannot change, as the first trained stage is 'block_01'",
+        ),
+        (
+            {"groups": {"freeze": "head"}, "regularise": {"stochastic_depth": 0.1}},
+            r"regularise\.stochastic_depth is drawn by trained stages only, and those that it is for are frozen: block_01",
         ),
         (
             {"penalties": {"bss": {"strength": 1.0, "num_smallest": 9, "stage": "norm"}}},

@@ -26,13 +26,7 @@ def classification_metrics(
     Raises:
         ValueError: no examples, weights that sum to 0, probabilities that are not finite, or labels that have none.
     """
-    if len(labels) == 0 or not weights.sum() > 0:
-        raise ValueError(f"{len(labels)} examples with weights that sum to {weights.sum()}: nothing to measure")
-    if not np.isfinite(probabilities).all():
-        broken = int((~np.isfinite(probabilities)).any(axis=1).sum())
-        raise ValueError(
-            f"the probabilities of {broken} of {len(labels)} examples are not finite: did training diverge?"
-        )
+    _check(probabilities, weights)
     is_right = probabilities.argmax(axis=1) == labels
     confusion = confusion_matrix(probabilities, labels)
     hits, truths, guesses = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
@@ -45,6 +39,17 @@ def classification_metrics(
         "macro_f1": float(np.nanmean(f1)),
         "roc_auc": _roc_auc(probabilities, labels),
     }
+
+
+def log_loss(probabilities: Float[np.ndarray, "n k"], targets: Float[np.ndarray, "n k"]) -> float:
+    """Return the mean of `-sum_k target_k log probability_k`, which is least where the probabilities are the targets.
+
+    Probabilities are raised to the spacing of their numbers at 1, as in scikit-learn: one that was rounded to 0 would
+    make the mean infinite.
+    """
+    least = np.finfo(probabilities.dtype).eps
+    logarithms = np.log(probabilities.clip(min=least).astype(np.float64))
+    return float(-(targets * logarithms).sum(axis=1).mean())
 
 
 def confusion_matrix(
@@ -79,6 +84,78 @@ def _binary_roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
 
     ranks = rankdata(scores)
     return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def multi_label_metrics(
+    probabilities: Float[np.ndarray, "n k"], targets: Float[np.ndarray, "n k"], weights: Float[np.ndarray, " n"]
+) -> dict[str, float]:
+    """Compare the probabilities of independent labels with the labels.
+
+    Args:
+        probabilities: of each label on its own; a label is predicted from 0.5 on.
+        targets: from 0 to 1; an example has a label from 0.5 on.
+        weights: confidence in the labels of each example, not negative, not all 0.
+
+    Returns:
+        "mean_average_precision" and "roc_auc", means over the labels that some examples have (and, for the ROC AUC,
+        some have not); "macro_f1", the mean over the labels that some have or some are predicted to have, and
+        "micro_f1" over all decisions; "subset_accuracy", the share of examples with all labels right, and
+        "weighted_subset_accuracy", where an example counts by its weight. A mean over no label is NaN.
+
+    Raises:
+        ValueError: no examples, weights that sum to 0, or probabilities that are not finite.
+    """
+    _check(probabilities, weights)
+    has, predicted = targets >= 0.5, probabilities >= 0.5
+    is_right = (has == predicted).all(axis=1)
+    hits, truths, guesses = (has & predicted).sum(axis=0), has.sum(axis=0), predicted.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        f1, micro_f1 = 2 * hits / (truths + guesses), 2 * hits.sum() / (truths.sum() + guesses.sum())
+    aucs = [_binary_roc_auc(scores, of_label) for scores, of_label in zip(probabilities.T, has.T, strict=True)]
+    return {
+        "mean_average_precision": _mean_of_known(average_precisions(probabilities, targets)),
+        "roc_auc": _mean_of_known(np.array(aucs)),
+        "macro_f1": _mean_of_known(f1),
+        "micro_f1": float(micro_f1),
+        "subset_accuracy": float(is_right.mean()),
+        "weighted_subset_accuracy": float(np.average(is_right, weights=weights)),
+    }
+
+
+def average_precisions(
+    probabilities: Float[np.ndarray, "n k"], targets: Float[np.ndarray, "n k"]
+) -> Float[np.ndarray, " k"]:
+    """Return, for each label, the mean over the examples that have it of the precision down to their rank.
+
+    Examples of equal probability have one rank, the last of theirs. NaN where no example has the label.
+    """
+    columns = zip(probabilities.T, (targets >= 0.5).T, strict=True)
+    return np.array([_average_precision(scores, has) for scores, has in columns])
+
+
+def _average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    if not is_positive.any():
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    hits, scores = np.cumsum(is_positive[order]), scores[order]
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    gained = np.diff(hits[last], prepend=0)
+    return float((gained * hits[last] / (last + 1)).sum() / hits[-1])
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _check(probabilities: np.ndarray, weights: np.ndarray) -> None:
+    if len(weights) == 0 or not weights.sum() > 0:
+        raise ValueError(f"{len(weights)} examples with weights that sum to {weights.sum()}: nothing to measure")
+    if not np.isfinite(probabilities).all():
+        broken = int((~np.isfinite(probabilities)).any(axis=1).sum())
+        raise ValueError(
+            f"the probabilities of {broken} of {len(weights)} examples are not finite: did training diverge?"
+        )
 
 
 def mean_interval(

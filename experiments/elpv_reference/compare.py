@@ -71,7 +71,7 @@ def main() -> int:
     scores: list[dict[str, Any]] = []
     features = None
     for task in ("binary", "four_class"):
-        source = open_source("elpv", arguments.cache / "data", task)
+        source = open_source("elpv", arguments.cache / "data", task=task)
         if features is None:
             features = compute_features(source, arguments.cache)
         for reference in REFERENCES:

@@ -21,7 +21,7 @@ import numpy as np
 from methods import BASE, METHODS, Method, change
 
 from tljax import rundir
-from tljax.data.sources import ImageFolder
+from tljax.data.folder import ImageFolder
 from tljax.finetune.costs import forward_flops, lower_step, step_batch
 from tljax.finetune.forward import Forward
 from tljax.models import Net, architecture

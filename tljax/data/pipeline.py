@@ -84,7 +84,8 @@ def training_batches(
             `sampling.epoch_indices`.
 
     Returns:
-        {"image": uint8 [b height width c], "label": int32 [b], "index": int64 [b], "view": int64 [b]}.
+        {"image": uint8 [b height width c], "label": int32 [b], or the source's targets, float32 [b k], where it has
+        them, "index": int64 [b], "view": int64 [b]}.
 
     Raises:
         ValueError: an argument is out of range; from the iterator, an image cannot be decoded.
@@ -104,7 +105,7 @@ def training_batches(
             partial(_load_changed, source=source, preprocess=preprocess, augment=augment),
             seed=hashed_seed(seed, "augment"),
         )
-        .map(partial(_label, labels=source.labels))
+        .map(partial(_label, labels=source.labels if source.targets is None else source.targets))
         .batch(batch_size, drop_remainder=True)[start_step:]
     ).to_iter_dataset(READ_OPTIONS)
     if num_workers:

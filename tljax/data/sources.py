@@ -1,22 +1,17 @@
 """Labelled images with random access: the one shape in which every data set reaches the library."""
 
-import hashlib
-import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32
 from rich.progress import track
 
-from tljax.data.decode import IMAGE_SUFFIXES, decode_image
+from tljax.data.decode import decode_image
+from tljax.data.folder import open_folder
+from tljax.data.table import open_table
 from tljax.paths import did_you_mean
-
-log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -35,7 +30,23 @@ class Source(Protocol):
 
     @property
     def labels(self) -> Int32[np.ndarray, " n"]:
-        """Per example, the position of its class in `class_names`."""
+        """Per example, the position of its class in `class_names`.
+
+        Of soft labels the first of the largest shares; -1 of multi-label data, where there is no such class.
+        """
+        ...
+
+    @property
+    def targets(self) -> Float32[np.ndarray, "n k"] | None:
+        """Per example, a number from 0 to 1 for each class; None where each example has one class.
+
+        Rows sum to 1, or are one yes or no for each class where `is_multi_label`.
+        """
+        ...
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an example has any number of classes, each for itself."""
         ...
 
     @property
@@ -65,122 +76,29 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageFolder:
-    """Images in one folder per class; `open_folder` makes it."""
-
-    root: Path
-    files: tuple[str, ...]
-    class_names: tuple[str, ...]
-    labels: Int32[np.ndarray, " n"]
-
-    @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self.root.name
-
-    @property
-    def weights(self) -> Float32[np.ndarray, " n"]:
-        """All 1."""
-        return np.ones(len(self.files), np.float32)
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """None."""
-        return {}
-
-    @property
-    def licence(self) -> str:
-        """Unknown: a folder does not say."""
-        return "not stated"
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the encoded images and their order; the first use reads every file."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        digest = ImageDigest()
-        for index in track(range(len(self)), f"fingerprint of {self.name}", transient=True):
-            digest.update(self[index]["image"])
-        return digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int | np.integer) -> dict[str, Any]:
-        file = self.files[index]
-        return {"image": (self.root / file).read_bytes(), "name": file}
-
-
-class ImageDigest:
-    """Hash of a sequence of encoded images: where one ends and the next begins counts too."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.blake2b(digest_size=16)
-
-    def update(self, image: bytes) -> None:
-        """Add the next image."""
-        self._digest.update(len(image).to_bytes(8, "little"))
-        self._digest.update(image)
-
-    def hexdigest(self) -> str:
-        """Return 32 hex digits for the images so far."""
-        return self._digest.hexdigest()
-
-
-def open_folder(root: str | os.PathLike) -> ImageFolder:
-    """List the images of `root/CLASS/*` by class and name.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has no class folders, or some without images; the message says what is there.
-    """
-    root = Path(root).resolve()
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}; wanted one folder per class in it, with the images inside")
-    folders = [entry for entry in _visible(root) if entry.is_dir()]
-    if not folders:
-        raise ValueError(f"{root} has no class folders but {_listing(root)}; put the images of each class in a folder")
-    images = [[entry for entry in _visible(folder) if _is_image(entry)] for folder in folders]
-    empty = [
-        f"{folder.name} has {_listing(folder)}" for folder, inside in zip(folders, images, strict=True) if not inside
-    ]
-    if empty:
-        raise ValueError(
-            f"class folders of {root} without images ({' '.join(IMAGE_SUFFIXES)}):\n  "
-            + "\n  ".join(empty)
-            + "\nopen the folder that holds the class folders, or put their images there"
-        )
-    others = sum(len(_visible(folder)) for folder in folders) - sum(map(len, images))
-    if others:
-        log.warning("%s: %d entries in the class folders are not images and are left out", root, others)
-    strays = sum(map(_is_image, _visible(root)))
-    if strays:
-        log.warning("%s: %d images are in no class folder and are left out", root, strays)
-    return ImageFolder(
-        root=root,
-        files=tuple(f"{file.parent.name}/{file.name}" for inside in images for file in inside),
-        class_names=tuple(folder.name for folder in folders),
-        labels=np.repeat(np.arange(len(folders), dtype=np.int32), [len(inside) for inside in images]),
-    )
-
-
-def open_source(name: str, root: str | os.PathLike, task: str | None = None) -> Source:
+def open_source(name: str, root: str | os.PathLike, **settings: Any) -> Source:
     """Open a data set by its registered name.
 
     Args:
-        name: "elpv" or "folder".
+        name: "elpv", "folder" or "table".
         root: where its files are, or are to be prepared.
-        task: which of its labels to use; only for data sets that have several.
+        settings: other keyword arguments of what `source_opener` returns.
 
     Raises:
-        ValueError: the name or the task is not known.
+        ValueError: the name is not known, or the settings do not fit.
+    """
+    return source_opener(name)(root, **settings)
+
+
+def source_opener(name: str) -> Callable[..., Source]:
+    """Return the function that opens a data set, whose keyword arguments are "root" and those of the data set.
+
+    Raises:
+        ValueError: the name is not known.
     """
     if name not in SOURCES:
         raise ValueError(f"no data source {name!r}{did_you_mean(name, SOURCES)}; known: {sorted(SOURCES)}")
-    return SOURCES[name](root, task)
+    return SOURCES[name]
 
 
 def verify(source: Source) -> list[tuple[str, str]]:
@@ -195,7 +113,7 @@ def verify(source: Source) -> list[tuple[str, str]]:
     return damaged
 
 
-def _open_elpv(root: str | os.PathLike, task: str | None) -> Source:
+def _open_elpv(root: str | os.PathLike, task: str | None = None) -> Source:
     # Its module imports tensorflow_datasets, which other sources do not need.
     from tljax.data.datasets.elpv import TASKS, elpv_source
 
@@ -204,7 +122,7 @@ def _open_elpv(root: str | os.PathLike, task: str | None) -> Source:
     return elpv_source(root, task)
 
 
-def _open_folder(root: str | os.PathLike, task: str | None) -> Source:
+def _open_folder(root: str | os.PathLike, task: str | None = None) -> Source:
     if task is not None:
         raise ValueError(f"data source 'folder' has one task, its class folders; got task {task!r}, leave it out")
     if not os.fspath(root):
@@ -214,19 +132,4 @@ def _open_folder(root: str | os.PathLike, task: str | None) -> Source:
     return open_folder(root)
 
 
-SOURCES: dict[str, Callable[[str | os.PathLike, str | None], Source]] = {"elpv": _open_elpv, "folder": _open_folder}
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _is_image(entry: Path) -> bool:
-    return entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()
-
-
-def _listing(folder: Path) -> str:
-    """Name a few of the entries of a folder."""
-    names = [entry.name + "/" * entry.is_dir() for entry in _visible(folder)]
-    shown = ", ".join(names[:5]) if names else "nothing"
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > 5 else shown
+SOURCES: dict[str, Callable[..., Source]] = {"elpv": _open_elpv, "folder": _open_folder, "table": open_table}

@@ -63,10 +63,7 @@ def stratified_split(strata: Shaped[np.ndarray, " n"], seed: int, test_fraction:
     Raises:
         ValueError: the fractions are negative or leave nothing to train on.
     """
-    if min(test_fraction, val_fraction) < 0 or test_fraction + val_fraction >= 1:
-        raise ValueError(
-            f"test_fraction {test_fraction} and val_fraction {val_fraction}: wanted both >= 0 and their sum < 1"
-        )
+    check_fractions(test_fraction, val_fraction)
     members = _shuffled_members(strata, seed, "split")
     sizes = np.array([len(member) for member in members])
     tests = _apportion(sizes, test_fraction, sizes)
@@ -74,6 +71,18 @@ def stratified_split(strata: Shaped[np.ndarray, " n"], seed: int, test_fraction:
     parts = [np.split(member, [test, test + val]) for member, test, val in zip(members, tests, vals, strict=True)]
     test, val, train = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Split(train=train, val=val, test=test)
+
+
+def check_fractions(test_fraction: float, val_fraction: float) -> None:
+    """Refuse shares of the examples that no split can have.
+
+    Raises:
+        ValueError: they are negative or leave nothing to train on.
+    """
+    if min(test_fraction, val_fraction) < 0 or test_fraction + val_fraction >= 1:
+        raise ValueError(
+            f"test_fraction {test_fraction} and val_fraction {val_fraction}: wanted both >= 0 and their sum < 1"
+        )
 
 
 def grouped_split(

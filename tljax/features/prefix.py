@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Integer
+from jaxtyping import Float32, Int32, Integer
 
 from tljax.data.sampling import UNIFORM, check_sampling, epoch_indices
 from tljax.data.sources import Source
@@ -88,6 +88,7 @@ def prefix_batches(
     start_step: int = 0,
     views: int = 1,
     sampling: str = UNIFORM,
+    targets: Float32[np.ndarray, "n k"] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read stored activations for ever, each epoch in a new order and under random views.
 
@@ -104,9 +105,10 @@ def prefix_batches(
         views: how many of the stored views to draw from; 1 for none but the image itself.
         sampling: "uniform" shows each image once an epoch; "class_balanced" each class equally often, see
             `sampling.epoch_indices`.
+        targets: of all images, which the batches hold in place of the labels.
 
     Returns:
-        {"activation": [b ...] in the dtype of the store, "label": int32 [b], "index": int64 [b],
+        {"activation": [b ...] in the dtype of the store, "label": int32 [b] or float32 [b k], "index": int64 [b],
         "view": int64 [b]}.
 
     Raises:
@@ -124,6 +126,7 @@ def prefix_batches(
         )
     if not len(indices):
         raise ValueError("no indices to train on; look at the split")
+    shown = labels if targets is None else targets
 
     # A batch reaches into two epochs, or more where it is larger than one.
     @functools.lru_cache(maxsize=2)
@@ -137,7 +140,7 @@ def prefix_batches(
         drawn = [[column[places[epochs == epoch]] for column in draw(epoch)] for epoch in np.unique(epochs).tolist()]
         index, view = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
         activation = store.rows(name, index * stored_views + view)
-        return {"activation": activation, "label": labels[index], "index": index, "view": view}
+        return {"activation": activation, "label": shown[index], "index": index, "view": view}
 
     return _load_ahead(load, start_step)
 

@@ -75,10 +75,20 @@ def one_hot_targets(labels: Int[Array, " b"], num_classes: int) -> Float32[Array
     return jnp.where(in_range[:, None], jax.nn.one_hot(labels, num_classes, dtype=jnp.float32), jnp.nan)
 
 
+def as_targets(labels: Int[Array, " b"] | Float[Array, "b k"], num_classes: int) -> Float[Array, "b k"]:
+    """Return rows of targets as they are, and labels as such rows; see `one_hot_targets`."""
+    return one_hot_targets(labels, num_classes) if labels.ndim == 1 else labels
+
+
 def is_correct(scores: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, "b k"]) -> Float[Array, " b"]:
     """Return 1 where the highest score is the label's, or that of the largest soft target, else 0."""
     wanted = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
     return (jnp.argmax(scores, axis=-1) == wanted).astype(jnp.float32)
+
+
+def share_correct(scores: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, " b"]:
+    """Return the share of the labels that are right, where a score from 0 and a target from 0.5 on is a yes."""
+    return jnp.mean(((scores >= 0.0) == (targets >= 0.5)).astype(jnp.float32), axis=-1)
 
 
 def class_weights(

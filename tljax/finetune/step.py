@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from tljax.finetune.forward import Forward, example_keys, trained_kernels
-from tljax.finetune.losses import example_shares, is_correct, one_hot_targets, softmax_cross_entropy
+from tljax.finetune.losses import as_targets, example_shares, is_correct, softmax_cross_entropy
 from tljax.finetune.mix import Mix, mix_batch
 from tljax.finetune.penalties import Penalty, PenaltyInputs
 from tljax.finetune.state import Arrays, Fixed, TrainState, update_averages
@@ -31,6 +31,7 @@ def train_body(
     preprocess: Preprocess,
     seed: int = 0,
     loss: Loss = softmax_cross_entropy,
+    correct: Loss = is_correct,
     class_weights: tuple[float, ...] | None = None,
     mix: Mix | None = None,
     penalties: Sequence[Penalty] = (),
@@ -54,6 +55,7 @@ def train_body(
         seed: of what the step draws at random, which is a function of it, of `state.step` and of the place of an
             example in the batch.
         loss: (scores [b k], targets [b k]) -> loss of each example [b].
+        correct: likewise how right each example is, from 0 to 1; the mean is the "accuracy".
         class_weights: factor on the targets of each class; None for 1.
         mix: mixing of images; None for none.
         penalties: added to the loss.
@@ -80,7 +82,7 @@ def train_body(
         taps = tuple(dict.fromkeys(tap for penalty in penalties for tap in penalty.taps))
         scores, stats, outputs = forward.run(params, {**state.stats, **moving}, part["x"], part["key"], taps=taps)
         value = jnp.sum(part["share"] * loss(scores, part["weighted_target"]))
-        metrics = {"loss": value, "accuracy": jnp.sum(part["share"] * is_correct(scores, part["target"]))}
+        metrics = {"loss": value, "accuracy": jnp.sum(part["share"] * correct(scores, part["target"]))}
         if penalties:
             inputs = _penalty_inputs(forward, fixed, trained, params, outputs, part["x"], penalties)
             metrics["penalty"] = jnp.sum(jnp.stack([penalty(inputs) for penalty in penalties])) / num_shares
@@ -123,7 +125,7 @@ def _examples(
     """Return what the parts of a batch are cut from: inputs "x", targets, "share" of the mean, and "key"."""
     x, labels = model_inputs(batch, forward.net, preprocess, forward.start), batch["label"]
     size = labels.shape[0]
-    targets = one_hot_targets(labels, forward.net.num_classes) if labels.ndim == 1 else labels
+    targets = as_targets(labels, forward.net.num_classes)
     if mix is not None and mix.is_on:
         if "image" not in batch:
             raise ValueError("mix takes images: set finetune.use_prefix_cache to False, or leave mix out")

@@ -44,7 +44,7 @@ class Feed:
         if self.store is not None:
             return prefix_batches(
                 self.store, indices, source.labels, self.batch_size, seed, start_step=start_step,
-                views=self.augment.views, sampling=self.sampling,
+                views=self.augment.views, sampling=self.sampling, targets=source.targets,
             )  # fmt: skip
         return training_batches(
             source, indices, preprocess, self.batch_size, seed, start_step=start_step, augment=self.augment,

@@ -15,9 +15,10 @@ from tljax.finetune.loop import fit, load_best
 from tljax.finetune.phases import Phase
 from tljax.finetune.state import TrainState
 from tljax.tasks.drifting import measure_drift
+from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric
 from tljax.tasks.feed import open_once
-from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, check_evaluation, evaluate, open_split
-from tljax.tasks.recipe import Recipe
+from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
+from tljax.tasks.plan import Plan
 from tljax.tasks.relative import NORMS, plan_run
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
@@ -29,8 +30,6 @@ NAME = "finetune"
 CHECKPOINTS = "checkpoints"
 PARTITION = "partition.json"
 FROZEN = "frozen.json"
-# What "best" means.
-BEST = "val_accuracy"
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +45,8 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     call("evaluate", config, check_evaluation, source)
     split = open_split(config, source, workdir)
     plans, norms = plan_run(config, inputs, split, workdir)
+    if plans[0].recipe.keep == "best":
+        check_choice(source, split.val)
     rows = [partition(plan) for plan in plans]
     for plan, of_phase in zip(plans, rows, strict=True):
         log.info("%d steps\n%s", plan.num_steps, format_partition(of_phase))
@@ -60,7 +61,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     rundir.write_json(workdir / PARTITION, rows_of_run)
     rundir.write_json(workdir / CLASSES, list(source.class_names))
     phases = make_phases(plans, feeds, split, config["seed"])
-    state, index = _train(config, phases, plans[0].recipe, workdir)
+    state, index = _train(config, phases, plans[0], workdir)
     plan, feed = plans[index], feeds[index]()
     before, after = inputs.identity["params"], inputs.pretrained.fingerprint()
     if before != after:
@@ -84,11 +85,10 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     return {**record["metrics"], "num_trained": num_trained, **reused, **moved}
 
 
-def _train(
-    config: Mapping[str, Any], phases: list[Phase], recipe: Recipe, workdir: Path
-) -> tuple[TrainState, int]:  # fmt: skip
+def _train(config: Mapping[str, Any], phases: list[Phase], plan: Plan, workdir: Path) -> tuple[TrainState, int]:
     """Train to the last step; return the state that is to be kept, and the number of its phase."""
-    keep_best = BEST if recipe.keep == "best" else None
+    recipe = plan.recipe
+    keep_best = f"val_{main_metric(plan.inputs.source)}" if recipe.keep == "best" else None
     saved: dict[str, Any] = {"sharding": everywhere(), "config": config, "checkpoint_dir": workdir / CHECKPOINTS}
     state = fit(
         phases,

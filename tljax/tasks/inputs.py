@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Bool
 
-from tljax.data.sources import Source, open_source
+from tljax.data.label_split import label_split
+from tljax.data.sources import SOURCES, Source, source_opener
 from tljax.data.splits import (
     Split,
     combine_strata,
@@ -19,7 +21,6 @@ from tljax.data.splits import (
     load_split,
     stratified_split,
 )
-from tljax.metrics import classification_metrics, confusion_matrix
 from tljax.paths import did_you_mean
 from tljax.plain import fingerprint
 from tljax.tasks.sections import call
@@ -50,27 +51,50 @@ class Inputs:
         """What the names in the config stand for: files can change under their names."""
         source, architecture = self.source, cast(Any, self.pretrained.net.architecture)
         columns = {name: column.tolist() for name, column in source.columns.items()}
+        # Only where there are any, so that runs without them stay what they are.
+        targets = [] if source.targets is None else [source.is_multi_label, source.targets]
         return {
             "params": self.pretrained.fingerprint(),
             "net": dataclasses.asdict(architecture),
             "preprocess": self.pretrained.preprocess.describe(),
             "images": source.fingerprint,
-            "labels": fingerprint([list(source.class_names), source.labels, source.weights, columns]),
+            "labels": fingerprint([list(source.class_names), source.labels, source.weights, columns, *targets]),
         }
 
 
 def open_inputs(config: Mapping[str, Any]) -> Inputs:
     """Open `config.data`, and `config.model` with a new head for its classes."""
-    source = call("data", config, open_source)
+    source = open_data(config)
     pretrained = call("model", config, load, num_classes=len(source.class_names))
     log.info("%s: %d images, %s", source.name, len(source), _count_classes(source))
     log.info("%s at %s px: %s", pretrained.name, pretrained.preprocess.size, pretrained.report)
     return Inputs(source=source, pretrained=pretrained)
 
 
+def open_data(config: Mapping[str, Any]) -> Source:
+    """Open `config.data`: the data source that it names, by its other keys.
+
+    Raises:
+        ValueError: an unknown or no name, or keys that do not fit the data source.
+    """
+    settings = dict(config["data"])
+    if "name" not in settings:
+        raise ValueError(f"config.data: key 'name' is missing, the data source; known: {sorted(SOURCES)}")
+    return call("data", {"data": settings}, source_opener(settings.pop("name")))
+
+
 def _count_classes(source: Source) -> str:
-    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    if source.is_multi_label:
+        counts = has_labels(source).sum(axis=0)
+    else:
+        counts = np.bincount(source.labels, minlength=len(source.class_names))
     return ", ".join(f"{count} {name}" for name, count in zip(source.class_names, counts, strict=True))
+
+
+def has_labels(source: Source) -> Bool[np.ndarray, "n k"]:
+    """Return which labels the examples of a multi-label source have: those with a target of at least 0.5."""
+    assert source.targets is not None
+    return source.targets >= 0.5
 
 
 def make_split(
@@ -95,14 +119,16 @@ def make_split(
         test_fraction: of all examples, or of all groups.
         val_fraction: likewise.
         strata: columns of the source, or "label", whose combinations are the strata. A grouped split uses
-            those that have one value per group.
+            those that have one value per group. With "label", a multi-label source is split by `label_split`, which
+            keeps the share of every label, and of every value of the other columns, about the same; there a grouped
+            split takes for a label the whole set of them.
         groups: column of the source with what must stay whole; needed by "grouped".
         seed: of the split, for runs that differ in `config.seed` and share it; None takes that of the run.
 
     Raises:
         ValueError: an unknown kind or column, or a grouped split without groups.
     """
-    columns = {**source.columns, "label": source.labels}
+    columns = {**source.columns, "label": _label_sets(source) if source.is_multi_label else source.labels}
     unknown = [name for name in (*strata, *([groups] if groups else [])) if name not in columns]
     if unknown:
         raise ValueError(
@@ -110,6 +136,9 @@ def make_split(
             f"it has {', '.join(sorted(columns))}"
         )
     split_seed = hashed_seed(run_seed if seed is None else seed, f"repeat {repeat}")
+    if kind == "stratified" and source.is_multi_label and "label" in strata:
+        others = [columns[name][:, None] == np.unique(columns[name]) for name in strata if name != "label"]
+        return label_split(np.hstack([has_labels(source), *others]), split_seed, test_fraction, val_fraction)
     if kind == "stratified":
         table = combine_strata(*(columns[name] for name in strata))
         return stratified_split(table, split_seed, test_fraction, val_fraction)
@@ -120,6 +149,10 @@ def make_split(
     constant = [name for name in strata if _is_constant_within(columns[name], columns[groups])]
     table = combine_strata(*(columns[name] for name in constant)) if constant else np.zeros(len(source), np.int64)
     return grouped_split(columns[groups], table, split_seed, test_fraction, val_fraction)
+
+
+def _label_sets(source: Source) -> np.ndarray:
+    return np.unique(has_labels(source), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _is_constant_within(values: np.ndarray, groups: np.ndarray) -> bool:
@@ -141,46 +174,3 @@ def open_split(config: Mapping[str, Any], source: Source, workdir: Path) -> Spli
             "config.split.val_fraction, or bring more images"
         )
     return split
-
-
-def check_evaluation(source: Source, *, group_by: str | None = None) -> None:
-    """Find mistakes in `config.evaluate` before there is anything to evaluate.
-
-    Raises:
-        ValueError: the source has no such column.
-    """
-    if group_by is not None and group_by not in source.columns:
-        raise ValueError(
-            f"source {source.name!r} has no column {group_by!r}{did_you_mean(group_by, source.columns)}; "
-            f"it has {', '.join(sorted(source.columns))}"
-        )
-
-
-def evaluate(
-    source: Source, indices: np.ndarray, probabilities: np.ndarray, *, group_by: str | None = None
-) -> dict[str, Any]:
-    """Compare predicted probabilities with the labels.
-
-    Args:
-        source: the data.
-        indices: which examples were predicted.
-        probabilities: of every class, a row per example.
-        group_by: column whose values get metrics of their own.
-
-    Returns:
-        "n_test", "metrics", "by_group" {value: metrics} and "confusion" (rows are true classes).
-    """
-
-    def metrics(rows: np.ndarray) -> dict[str, float]:
-        chosen = indices[rows]
-        return classification_metrics(probabilities[rows], source.labels[chosen], source.weights[chosen])
-
-    check_evaluation(source, group_by=group_by)
-    column = np.array([]) if group_by is None else source.columns[group_by][indices]
-    by_group = {str(value): metrics(np.flatnonzero(column == value)) for value in np.unique(column)}
-    return {
-        "n_test": len(indices),
-        "metrics": metrics(np.arange(len(indices))),
-        "by_group": by_group,
-        "confusion": confusion_matrix(probabilities, source.labels[indices]),
-    }

@@ -8,16 +8,23 @@ from typing import Any
 
 import jax
 
+from tljax.data.sources import Source
 from tljax.finetune.groups import FROZEN, Groups, make_groups
 from tljax.finetune.lora import init_lora, is_lora
-from tljax.finetune.losses import class_weights, softmax_cross_entropy
+from tljax.finetune.losses import (
+    class_weights,
+    is_correct,
+    share_correct,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+)
 from tljax.finetune.relative_gradients import choose_stages, rgn_factors
 from tljax.paths import did_you_mean, matches_any
 from tljax.tasks.sections import call
 
 LORA = "lora"
-# Evaluation is that of one class an image, so the loss of independent sigmoids is not among them.
-LOSSES: dict[str, Callable[..., jax.Array]] = {"softmax": softmax_cross_entropy}
+SIGMOID = "sigmoid"
+LOSSES: dict[str, Callable[..., jax.Array]] = {"softmax": softmax_cross_entropy, SIGMOID: sigmoid_cross_entropy}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ def label_params(
 
 def make_loss(
     labels: Any,
-    num_classes: int,
+    source: Source,
     *,
     name: str,
     label_smoothing: float = 0.0,
@@ -75,21 +82,35 @@ def make_loss(
 
     Args:
         labels: of the training images.
-        num_classes: of the data.
-        name: "softmax", one class an image.
+        source: they are from.
+        name: "softmax" where classes exclude each other, as one class an image or as shares; "sigmoid" for
+            multi-label data.
         label_smoothing: see `finetune.losses`.
         class_weighting: None, or a kind of `losses.class_weights`; the weights are on the targets, and not on what
-            label smoothing adds to them.
+            label smoothing adds to them. A soft label counts as that of its largest share.
         beta: of `losses.class_weights`.
 
     Raises:
-        ValueError: an unknown loss, or class weights that do not fit.
+        ValueError: an unknown loss, one that does not go with the data, or class weights that do not fit.
     """
     if name not in LOSSES:
         raise ValueError(f"config.loss: no loss {name!r}{did_you_mean(name, LOSSES)}; known: {', '.join(LOSSES)}")
+    if (name == SIGMOID) != source.is_multi_label:
+        held, wanted = ("any number of classes", SIGMOID) if source.is_multi_label else ("one class", "softmax")
+        raise ValueError(
+            f"config.loss.name is {name!r}, and in {source.name!r} an image has {held}; set it to {wanted!r}, "
+            "or change config.data.kind"
+        )
+    if source.is_multi_label and class_weighting is not None:
+        raise ValueError(
+            f"config.loss.class_weighting is {class_weighting!r}, and in multi-label data no class takes the place of "
+            "another that it could be weighed against; set it to None"
+        )
+    num_classes = len(source.class_names)
     weights = None if class_weighting is None else class_weights(labels, num_classes, kind=class_weighting, beta=beta)
     return {
         "loss": functools.partial(LOSSES[name], label_smoothing=label_smoothing),
+        "correct": share_correct if source.is_multi_label else is_correct,
         "class_weights": None if weights is None else tuple(weights.tolist()),
     }
 

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from tljax.data.augment import Augment
-from tljax.data.sampling import check_sampling
+from tljax.data.sampling import UNIFORM, check_sampling
 from tljax.finetune.forward import Forward
 from tljax.finetune.groups import Groups
 from tljax.finetune.mix import Mix
@@ -127,6 +127,11 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
         use_remat=recipe.use_remat,
     )
     check_sampling(recipe.sampling)
+    if inputs.source.is_multi_label and recipe.sampling != UNIFORM:
+        raise ValueError(
+            f"config.finetune.sampling is {recipe.sampling!r}, by the class of an image, and in {inputs.source.name!r} "
+            f"an image has any number of them; set it to {UNIFORM!r}"
+        )
     if recipe.use_prefix_cache and "prefix" not in config:
         raise ValueError(
             "finetune.use_prefix_cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)"
@@ -140,7 +145,7 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
             "finetune.use_prefix_cache stores the activations of a few views of each image, and config.mix and all of "
             "config.augment but views make every image new; set it to False, or leave them out"
         )
-    objective = call("loss", config, make_loss, labels, inputs.num_classes)
+    objective = call("loss", config, make_loss, labels, inputs.source)
     # A number out of range is found when a loss is traced.
     scores = jax.ShapeDtypeStruct((1, inputs.num_classes), "float32")
     jax.eval_shape(objective["loss"], scores, scores)

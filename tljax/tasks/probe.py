@@ -14,8 +14,9 @@ from tljax.features.probes import PROBES, ProbeData
 from tljax.features.store import FeatureStore
 from tljax.models.net import Net
 from tljax.paths import did_you_mean
+from tljax.tasks.evaluation import check_evaluation, check_single_label, evaluate
 from tljax.tasks.extract import open_features
-from tljax.tasks.inputs import SPLIT, Inputs, check_evaluation, evaluate, open_split
+from tljax.tasks.inputs import SPLIT, Inputs, open_split
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
 
@@ -52,6 +53,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     """Fit and test the classifiers; half-finished work is only that on the features."""
     probes = call("probe", config, Probes)
     source = inputs.source
+    check_single_label(source, NAME)
     call("evaluate", config, check_evaluation, source)
     split = open_split(config, source, workdir)
     if not len(split.val):

@@ -25,7 +25,7 @@ class Recipe:
         checkpoint_every: steps between checkpoints.
         evaluate_every: steps between evaluations on the validation part.
         keep: the params that are tested and exported: those after the "last" step, or after the evaluation with the
-            "best" accuracy on the validation part.
+            "best" accuracy on the validation part, of multi-label data the best mean average precision.
         average_decay: of an exponential moving average of the trained params, which is evaluated, tested and exported
             in their place; None keeps none.
         num_parts: parts of a batch that run one after the other; see `step.train_body`.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from tljax import rundir
 from tljax.data.splits import Split
-from tljax.finetune.losses import one_hot_targets
+from tljax.finetune.losses import as_targets
 from tljax.finetune.relative_gradients import relative_gradient_norms
 from tljax.finetune.step import model_inputs
 from tljax.tasks.feed import open_feed
@@ -53,7 +53,7 @@ def plan_run(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: P
     run = Run(plan_phases(config, inputs, labels), None)
     if run.plans[0].recipe.keep == "best" and not len(split.val):
         raise ValueError(
-            "config.finetune.keep is 'best', by accuracy on the validation part, and the split has no validation "
+            "config.finetune.keep is 'best', by a metric of the validation part, and the split has no validation "
             "images; raise split.val_fraction, or keep 'last'"
         )
     for plan in run.plans:
@@ -88,7 +88,7 @@ def _measure(plan: Plan, split: Split, num_batches: int) -> dict[str, float]:
     def grads_of(params: Any, batch: Any) -> Any:
         def mean_loss(params: Any) -> jax.Array:
             scores, _ = net.apply(params, pretrained.stats, model_inputs(batch, net, pretrained.preprocess, 0))
-            return jnp.mean(plan.objective["loss"](scores, one_hot_targets(batch["label"], net.num_classes)))
+            return jnp.mean(plan.objective["loss"](scores, as_targets(batch["label"], net.num_classes)))
 
         return jax.grad(mean_loss)(params)
 

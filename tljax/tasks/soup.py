@@ -25,7 +25,8 @@ from tljax.data.splits import Split, load_split, save_split
 from tljax.finetune.averages import greedy_soup, interpolate, uniform_soup
 from tljax.finetune.devices import make_eval_step, predict
 from tljax.paths import did_you_mean
-from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, check_evaluation, evaluate, open_split
+from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric, probabilities_for
+from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
 from tljax.tasks.restore import restore
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
@@ -88,6 +89,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     split = open_split(config, inputs.source, workdir)
     if not len(split.val):
         raise ValueError("a soup is chosen on the validation part, and the split has none; set split.val_fraction")
+    check_choice(inputs.source, split.val)
     models = [restore(run) for run in soup.runs]
     _check_alike(soup.runs, models, inputs.source, split)
     kitchen = _Kitchen(model=models[0], inputs=inputs, batch_size=soup.batch_size)
@@ -99,25 +101,26 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     elif soup.kind == "uniform":
         candidates = {"uniform": uniform_soup(ingredients)}
     else:
-        best, kept = greedy_soup(ingredients, lambda arrays: kitchen.accuracy(arrays, split.val))
+        best, kept = greedy_soup(ingredients, lambda arrays: kitchen.score(arrays, split.val))
         candidates = {"greedy of " + ", ".join(soup.runs[index] for index in kept): best}
-    scores = {name: kitchen.accuracy(arrays, split.val) for name, arrays in candidates.items()}
+    scores = {name: kitchen.score(arrays, split.val) for name, arrays in candidates.items()}
+    metric = main_metric(inputs.source)
     chosen = max(scores, key=lambda name: scores[name])
     indices, probabilities = kitchen.predict(candidates[chosen], split.test)
     record = call("evaluate", config, evaluate, inputs.source, indices, probabilities)
-    rundir.write_json(workdir / "soup.json", {"val_accuracy": scores, "chosen": chosen, **record})
+    rundir.write_json(workdir / "soup.json", {f"val_{metric}": scores, "chosen": chosen, **record})
     save_split(workdir / SPLIT, split, inputs.source)
     rundir.write_json(workdir / CLASSES, list(inputs.source.class_names))
     _save(workdir, candidates[chosen], original)
     if soup.kind == "path":
         points = [(float(alpha), scores[f"{alpha:g}"]) for alpha in soup.alphas]
-        title = "validation accuracy from the first run to the second"
+        title = f"validation {metric.replace('_', ' ')} from the first run to the second"
         domains = ((0.0, 1.0), span([score for _, score in points]))
         write_picture(workdir / "soup.svg", curve_chart(title, [points], 0, *domains, "share of the second run"))
     log.info("chosen on the validation part: %s", chosen)
-    alone = {f"val_accuracy/{run}": kitchen.accuracy(arrays, split.val)
+    alone = {f"val_{metric}/{run}": kitchen.score(arrays, split.val)
              for run, arrays in zip(soup.runs, ingredients, strict=True)}  # fmt: skip
-    return {**record["metrics"], "val_accuracy": scores[chosen], **alone}
+    return {**record["metrics"], f"val_{metric}": scores[chosen], **alone}
 
 
 def _save(workdir: Path, arrays: Arrays, original: Pretrained) -> None:
@@ -138,7 +141,9 @@ class _Kitchen:
     @functools.cached_property
     def eval_step(self) -> Callable[..., jax.Array]:
         """The prediction, compiled once for all candidates."""
-        return make_eval_step(self.model.net, self.model.preprocess, mesh())
+        return make_eval_step(
+            self.model.net, self.model.preprocess, mesh(), probabilities=probabilities_for(self.inputs.source)
+        )
 
     def predict(self, arrays: Arrays, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         net, preprocess = self.model.net, self.model.preprocess
@@ -147,9 +152,10 @@ class _Kitchen:
         batches = ordered_batches(self.inputs.source, indices, preprocess, self.batch_size)
         return predict(self.eval_step, params, stats, batches)
 
-    def accuracy(self, arrays: Arrays, indices: np.ndarray) -> float:
+    def score(self, arrays: Arrays, indices: np.ndarray) -> float:
         found, probabilities = self.predict(arrays, indices)
-        return evaluate(self.inputs.source, found, probabilities)["metrics"]["accuracy"]
+        source = self.inputs.source
+        return evaluate(source, found, probabilities)["metrics"][main_metric(source)]
 
 
 def _check_alike(runs: Sequence[str], models: Sequence[Pretrained], source: Source, split: Split) -> None:

@@ -21,8 +21,8 @@ from tljax.finetune.phases import Phase
 from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_state
 from tljax.finetune.step import originals, train_body
 from tljax.paths import stage_of
+from tljax.tasks.evaluation import evaluate, probabilities_for
 from tljax.tasks.feed import Feed
-from tljax.tasks.inputs import evaluate
 from tljax.tasks.plan import Plan
 from tljax.weights.adapt import adapt
 from tljax.weights.tables import LAYOUTS
@@ -153,7 +153,7 @@ def evaluation_step(plan: Plan) -> Any:
     """Compile the prediction of probabilities from what the steps of a phase read."""
     return make_eval_step(
         plan.forward.net, plan.inputs.pretrained.preprocess, mesh(), start=plan.start,
-        compute_dtype=plan.forward.compute_dtype,
+        compute_dtype=plan.forward.compute_dtype, probabilities=probabilities_for(plan.inputs.source),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from tljax import rundir
 from tljax.ablation.report import write_report
 from tljax.tasks import extract, finetune, probe
+from tljax.tasks.evaluation import check_single_label
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call, check_keys, select
@@ -75,6 +76,7 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
 
 def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
     """Run the parts that are not finished, and write the report."""
+    check_single_label(inputs.source, NAME)
     comparison = call("compare", config, Comparison)
     runs: dict[str, list[Path]] = {task: [] for task in _WORK}
     for part in _parts(config, workdir):

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float32, Int32, Int64, Shaped
 from rich.progress import track
 
-from tljax.data.sources import ImageDigest
+from tljax.data.digest import ImageDigest
 from tljax.paths import did_you_mean
 
 FIX_WHEEL = "pip install elpv-dataset==1.0.0.post1"
@@ -99,6 +99,16 @@ class ElpvSource:
     def licence(self) -> str:
         """Of the images and labels."""
         return LICENCE
+
+    @property
+    def targets(self) -> None:
+        """None: one class each."""
+        return None
+
+    @property
+    def is_multi_label(self) -> bool:
+        """No: one class each."""
+        return False
 
     @property
     def class_names(self) -> tuple[str, ...]:
