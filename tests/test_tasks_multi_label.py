@@ -75,7 +75,7 @@ def assert_first_loss(config, workdir, loss):
     """The loss of the first step is that of the pretrained net on its batch, by hand."""
     opened = inputs.open_inputs(config)
     source, split = opened.source, load_split(workdir / "split.npz", opened.source)
-    (plan,) = relative.plan_run(config, opened, split)
+    (plan,), _ = relative.plan_run(config, opened, split)
     batch = next(open_feed(plan).training(split.train, config["seed"], 0))
     np.testing.assert_array_equal(batch["label"], targets_of(source)[batch["index"]])
     scores = scores_of(opened.pretrained, source, batch["index"])

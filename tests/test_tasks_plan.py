@@ -112,7 +112,7 @@ def test_phases_that_do_not_fit_are_refused(root, opened, phases, message):
         ),
         (
             {"groups": {"freeze": "head"}, "regularise": {"stochastic_depth": 0.1}},
-            r"regularise\.stochastic_depth is drawn by trained stages only, and those that it is for are frozen: block_01",
+            r"stochastic_depth is drawn by trained stages only, and those that it is for are frozen: block_01; train",
         ),
         (
             {"penalties": {"bss": {"strength": 1.0, "num_smallest": 9, "stage": "norm"}}},
