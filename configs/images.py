@@ -44,6 +44,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         evaluate_every=50,
     )
 
+    # What the report shows of the features themselves. A map by t-SNE needs more than three times `perplexity` images.
+    config.reading = dict(
+        map_features=(BLOCKS[0], BLOCKS[-1]),
+        maps=("pca", "tsne"),
+        max_images=1000,
+        perplexity=10.0,
+        neighbour_features=BLOCKS[-1],
+        num_queries=6,
+        num_neighbours=7,
+        patch_stage=BLOCKS[-2],
+    )
+
     config.compare = dict(
         kinds=("stratified",),
         probe_repeats=3,

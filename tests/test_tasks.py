@@ -77,6 +77,7 @@ def arguments(task, config, tmp_path, *more):
         "--config.finetune.batch_size=16",
         "--config.mlp.num_steps=10",
         "--config.knn.neighbours=(1, 3)",
+        "--config.reading.perplexity=5",
         *more,
     ]
 
@@ -96,6 +97,8 @@ def test_demo_config_from_images_to_report(tmp_path, capsys):
         "CC-BY-NC-SA-4.0",
         "Deitsch",
         "In its last epoch",
+        "t-SNE of block 12",
+        "like class token",
     ):
         assert text in page
     facts = json.loads((run / "extract" / "extract.json").read_text())
@@ -271,6 +274,10 @@ def small_job(tmp_path, pictures):
         "--config.model.image_size=16",
         "--config.features.taps=('block_01', 'block_03')",
         "--config.probe={'logistic': ('block_03',), 'knn': ('block_01',)}",
+        "--config.reading.map_features=('block_03',)",
+        "--config.reading.maps=('pca',)",
+        "--config.reading.neighbour_features=block_03",
+        "--config.reading.patch_stage=block_01",
         "--config.groups.freeze=3",
         "--config.compare.probe_repeats=2",
     )

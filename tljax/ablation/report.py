@@ -15,6 +15,13 @@ A report is made of plain values, so that it can be written again from a JSON fi
     partition: [{stage, num_params, is_trained, learning_rate, weight_decay}]
     timing: [{name, seconds, detail}]
     notes: [text]
+    reading: {maps: [{kind ("pca" or "tsne"), features, points: [[x, y]], explained: two shares, of PCA only}],
+              labels and names of the mapped images,
+              neighbours: {features, rows: [{jpeg (base64), name, truth, predicted or None,
+                                             found: [{jpeg, name, truth, cosine}]}]},
+              patches: None, or {stage, whole, size: [h, w], rows: [{name, truth, jpeg, to_whole: [h w],
+                                 patches: [{letter, place: [row, column], cosines: [h w]}]}]},
+              has_predictions}
 """
 
 import itertools
@@ -27,13 +34,14 @@ from typing import Any
 import jinja2
 
 from tljax.ablation import figures, headline
+from tljax.ablation.reading_figures import draw_maps, draw_patches
 from tljax.ablation.stats import METRICS, Estimate, Row, make_rows
 from tljax.paths import did_you_mean
 from tljax.rundir import write_bytes
 
 REQUIRED = ("title", "subtitle", "starts", "model", "data", "evaluations")
 # Parts that a job may not have; their sections are left out.
-OPTIONAL = {"references": [], "curves": [], "examples": {}, "partition": [], "timing": [], "notes": []}
+OPTIONAL = {"references": [], "curves": [], "examples": {}, "partition": [], "timing": [], "notes": [], "reading": {}}
 FOLDER = Path(__file__).parent
 
 
@@ -90,6 +98,8 @@ def make_context(data: Mapping[str, Any]) -> dict[str, Any]:
         "curve_charts": figures.draw_curves(data["curves"], splits),
         "curve_ends": figures.last_values(data["curves"]),
         "confusion_charts": figures.draw_confusions(spotlight, splits, data["data"]["class_names"]),
+        "map_charts": draw_maps(data["reading"], data["data"]["class_names"]) if data["reading"] else [],
+        "patch_charts": draw_patches(data["reading"]) if data["reading"] else [],
         "choices": [(row, [_chosen(row, split) for split in splits]) for row in rows if any(map(row.chosen, splits))],
         "num_trained": sum(one["num_params"] for one in data["partition"] if one["is_trained"]),
         "num_seconds": sum(one["seconds"] for one in data["timing"]),

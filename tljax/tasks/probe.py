@@ -87,7 +87,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
 
 
 def read_features(store: FeatureStore, name: str) -> np.ndarray:
-    """Read the taps of `name`, joined by "+", as float32 columns side by side.
+    """Read the taps of `name`, joined by "+", as float32 columns side by side; of several views, the image as it is.
 
     Raises:
         ValueError: the store has no such tap.
@@ -99,7 +99,8 @@ def read_features(store: FeatureStore, name: str) -> np.ndarray:
             f"features {name!r}: {unknown[0]!r} was not tapped{did_you_mean(unknown[0], store.arrays)}; "
             f"config.features.taps has {', '.join(store.arrays)}"
         )
-    return np.concatenate([store.read(tap).astype(np.float32) for tap in taps], axis=1)
+    views = store.ingredients["views"]
+    return np.concatenate([store.read(tap)[::views].astype(np.float32) for tap in taps], axis=1)
 
 
 def describe_features(net: Net, name: str) -> tuple[str, int | None]:

@@ -29,7 +29,7 @@ _OPTIONAL = {
     "finetune": ("prefix", *_METHODS),
     "lr_find": ("prefix", *_METHODS),
     "explain": ("prefix", *_METHODS),
-    "transfer": ("logistic", "knn", "mlp", "prefix", *_METHODS),
+    "transfer": ("logistic", "knn", "mlp", "prefix", "reading", *_METHODS),
 }
 _KNOWN = {name for sections in (*_NEEDED.values(), *_OPTIONAL.values()) for name in sections}
 

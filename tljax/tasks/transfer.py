@@ -1,6 +1,7 @@
 """Transfer: both roads on the same splits, compared in one report."""
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from tljax.ablation.report import write_report
 from tljax.tasks import extract, finetune, probe
 from tljax.tasks.evaluation import check_single_label
 from tljax.tasks.inputs import Inputs
+from tljax.tasks.reading import Reading, check_reading, read_features_for_report
 from tljax.tasks.running import run_task
-from tljax.tasks.sections import call, check_keys, select
+from tljax.tasks.sections import call, call_optional, check_keys, select
 from tljax.tasks.summary import summarise
 
 NAME = "transfer"
@@ -78,12 +80,22 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     """Run the parts that are not finished, and write the report."""
     check_single_label(inputs.source, NAME)
     comparison = call("compare", config, Comparison)
+    reading = call_optional("reading", config, Reading, None)
+    if reading is not None:
+        check_reading(reading, config, inputs)
     runs: dict[str, list[Path]] = {task: [] for task in _WORK}
     for part in _parts(config, workdir):
         log.info("%s", part.folder)
         run_task(part.task, _WORK[part.task], part.config, part.folder, inputs=inputs)
         runs[part.task].append(part.folder)
     data = summarise(config, comparison.title, comparison.references, workdir, inputs, runs)
+    if reading is not None:
+        started = time.monotonic()
+        data["reading"] = read_features_for_report(reading, config, inputs, runs[finetune.NAME])
+        seconds = time.monotonic() - started
+        data["timing"].append(
+            {"name": "reading the features", "seconds": seconds, "detail": "maps, neighbours, patches"}
+        )
     write_report(data, workdir)
     result: dict[str, float] = {"seconds": sum(row["seconds"] for row in data["timing"])}
     for record in data["evaluations"]:
