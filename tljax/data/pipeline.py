@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from tljax.data.augment import VIEWS, Augment, Preparation, augment_image, dihedral
 from tljax.data.decode import decode_image
-from tljax.data.sampling import UNIFORM, IndexStream, check_sampling
+from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
 from tljax.data.sources import Source
 from tljax.data.splits import hashed_seed
 
@@ -97,9 +97,12 @@ def training_batches(
         augment = Augment(views=VIEWS if views is None else views)
     elif views is not None:
         raise ValueError(f"views is {views} and augment has views {augment.views}: give one of them")
+    stream = ExampleStream(
+        indices=indices, labels=source.labels, seed=seed, sampling=sampling, views=augment.views
+    )  # fmt: skip
     batches = (
-        _all_epochs(source, indices, seed, sampling)
-        .random_map(partial(_draw_view, views=augment.views), seed=hashed_seed(seed, "view"))
+        grain.MapDataset.range(sys.maxsize)
+        .map(partial(_pick, stream=stream))
         .random_map(
             partial(_load_changed, source=source, preprocess=preprocess, augment=augment),
             seed=hashed_seed(seed, "augment"),
@@ -114,16 +117,6 @@ def training_batches(
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=BATCHES_PER_WORKER)
         batches = batches.mp_prefetch(workers)
     return iter(batches)
-
-
-def _all_epochs(source: Source, indices: np.ndarray, seed: int, sampling: str) -> grain.MapDataset:
-    """Put the indices of all epochs in a row, without end."""
-    if sampling == UNIFORM:
-        # Grain's order and not that of `epoch_indices`: runs that were stopped go on.
-        shuffled = grain.MapDataset.range(len(indices)).shuffle(seed=hashed_seed(seed, "shuffle"))
-        return shuffled.map(partial(_pick, indices=indices)).repeat()
-    drawn = IndexStream(indices=indices, labels=source.labels, seed=seed, sampling=sampling)
-    return grain.MapDataset.range(sys.maxsize).map(partial(_pick, indices=drawn))
 
 
 def _check(indices: np.ndarray, batch_size: int, n: int) -> None:
@@ -141,12 +134,9 @@ def _show(position: int, indices: np.ndarray, view: int) -> dict[str, Any]:
     return {"index": np.int64(indices[position]), "view": view}
 
 
-def _pick(place: int, indices: np.ndarray | IndexStream) -> np.int64:
-    return np.int64(indices[place])
-
-
-def _draw_view(index: np.int64, generator: np.random.Generator, views: int) -> dict[str, Any]:
-    return {"index": index, "view": generator.integers(views)}
+def _pick(place: int, stream: ExampleStream) -> dict[str, Any]:
+    index, view = stream[place]
+    return {"index": np.int64(index), "view": np.int64(view)}
 
 
 def _load_changed(

@@ -5,7 +5,6 @@ activations give the same params as steps from images, up to the rounding of bat
 bfloat16 round more.
 """
 
-import functools
 import itertools
 import os
 from collections import deque
@@ -16,9 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer
 
-from tljax.data.sampling import UNIFORM, check_sampling, epoch_indices
+from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
 from tljax.data.sources import Source
-from tljax.data.splits import hashed_seed
 from tljax.features.extract import GRID, extract, feature_spec
 from tljax.features.store import FeatureStore
 from tljax.models.net import Net
@@ -125,16 +123,13 @@ def prefix_batches(
     if not len(indices):
         raise ValueError("no indices to train on; look at the split")
 
-    # A batch reaches into two epochs, or more where it is larger than one.
-    @functools.lru_cache(maxsize=2)
-    def draw(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        view = np.random.default_rng(hashed_seed(seed, f"views of epoch {epoch}"))
-        order = epoch_indices(indices, labels, seed, epoch, sampling=sampling)
-        return order, view.integers(views, size=len(indices))
+    stream = ExampleStream(indices=indices, labels=labels, seed=seed, sampling=sampling, views=views)
 
     def load(step: int) -> dict[str, np.ndarray]:
         epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), len(indices))
-        drawn = [[column[places[epochs == epoch]] for column in draw(epoch)] for epoch in np.unique(epochs).tolist()]
+        drawn = [
+            [column[places[epochs == epoch]] for column in stream.epoch(epoch)] for epoch in np.unique(epochs).tolist()
+        ]
         index, view = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
         activation = store.rows(name, index * stored_views + view)
         return {"activation": activation, "label": labels[index], "index": index, "view": view}
