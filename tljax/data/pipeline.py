@@ -11,10 +11,12 @@ from absl import flags
 from jaxtyping import Int
 
 from tljax.data.augment import VIEWS, Augment, Preparation, augment_image, dihedral
+from tljax.data.bank import Bank
 from tljax.data.decode import decode_image
 from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
 from tljax.data.sources import Source
 from tljax.data.splits import hashed_seed
+from tljax.preprocess import Preprocess
 
 # Grain's default buffers 500 batches: gigabytes of images.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -44,6 +46,35 @@ def ordered_batches(
         grain.MapDataset.range(len(indices))
         .map(partial(_show, indices=indices, view=view))
         .map(partial(_load, source=source, preprocess=preprocess))
+        .map(_mark)
+        .batch(batch_size, batch_fn=partial(grain.experimental.batch_and_pad, batch_size=batch_size, pad_value=0))
+    )
+    return iter(images.to_iter_dataset(READ_OPTIONS))
+
+
+def bank_batches(
+    source: Source, indices: Int[np.ndarray, " n"], preprocess: Preprocess, batch_size: int, bank: Bank
+) -> Iterator[dict[str, np.ndarray]]:
+    """Read the images at `indices` once, in that order, each under all views of a bank.
+
+    Args:
+        source: where the images are.
+        indices: positions in the source.
+        preprocess: picklable.
+        batch_size: images per batch; the last batch is filled up with zeros.
+        bank: which views.
+
+    Returns:
+        {"image": uint8 [b views height width c], "index": int64 [b], "mask": bool [b], False where filled up}.
+
+    Raises:
+        ValueError: as `ordered_batches`.
+    """
+    _check(indices, batch_size, len(source))
+    images = (
+        grain.MapDataset.range(len(indices))
+        .map(partial(_show, indices=indices, view=0))
+        .map(partial(_load_views, source=source, preprocess=preprocess, bank=bank))
         .map(_mark)
         .batch(batch_size, batch_fn=partial(grain.experimental.batch_and_pad, batch_size=batch_size, pad_value=0))
     )
@@ -148,6 +179,10 @@ def _load_changed(
 
 def _load(element: dict[str, Any], source: Source, preprocess: Preparation) -> dict[str, Any]:
     return element | {"image": dihedral(preprocess(_decode(element, source)), element["view"])}
+
+
+def _load_views(element: dict[str, Any], source: Source, preprocess: Preprocess, bank: Bank) -> dict[str, Any]:
+    return element | {"image": bank.show(_decode(element, source), int(element["index"]), preprocess)}
 
 
 def _decode(element: dict[str, Any], source: Source) -> np.ndarray:

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer
 
+from tljax.data.augment import Augment
 from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
 from tljax.data.sources import Source
-from tljax.features.extract import GRID, extract, feature_spec
+from tljax.features.extract import extract, feature_spec
 from tljax.features.store import FeatureStore
+from tljax.features.taps import GRID
 from tljax.models.net import Net
 from tljax.preprocess import Preprocess
 
@@ -34,11 +36,15 @@ def prefix_spec(
     *,
     boundary: str | int,
     views: int = 1,
+    augment: Augment | None = None,
+    seed: int = 0,
     dtype: str = "float16",
 ) -> dict[str, Any]:
     """Return all that determines the bank, as plain values; see `feature_spec`."""
-    taps = (_stage_before(net, boundary),)
-    return feature_spec(net, params, stats, source, preprocess, taps=taps, pooling=GRID, views=views, dtype=dtype)
+    return feature_spec(
+        net, params, stats, source, preprocess, taps=(_stage_before(net, boundary),), pooling=GRID, views=views,
+        augment=augment, seed=seed, dtype=dtype,
+    )  # fmt: skip
 
 
 def build_prefix(
@@ -51,6 +57,8 @@ def build_prefix(
     *,
     boundary: str | int,
     views: int = 1,
+    augment: Augment | None = None,
+    seed: int = 0,
     dtype: str = "float16",
     batch_size: int = 32,
 ) -> FeatureStore:
@@ -71,6 +79,8 @@ def build_prefix(
         taps=(_stage_before(net, boundary),),
         pooling=GRID,
         views=views,
+        augment=augment,
+        seed=seed,
         dtype=dtype,
         batch_size=batch_size,
     )

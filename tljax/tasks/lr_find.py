@@ -13,13 +13,14 @@ from tljax import rundir
 from tljax.ablation.charts import curve_chart
 from tljax.ablation.picture import write_picture
 from tljax.ablation.svg import span
+from tljax.devices import replicate
 from tljax.finetune.devices import make_train_step
 from tljax.finetune.optimizer import make_optimizer
 from tljax.tasks.inputs import Inputs, open_split
 from tljax.tasks.plan import Plan, plan_phases
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
-from tljax.tasks.training import make_phases, mesh, replicate, step_body
+from tljax.tasks.training import make_phases, mesh, step_body
 
 NAME = "lr_find"
 # Of the average of the losses; fastai's.

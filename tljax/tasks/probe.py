@@ -85,7 +85,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
 
 
 def read_features(store: FeatureStore, name: str) -> np.ndarray:
-    """Read the taps of `name`, joined by "+", as float32 columns side by side.
+    """Read the taps of `name`, joined by "+", as float32 columns side by side; of several views, the image as it is.
 
     Raises:
         ValueError: the store has no such tap.
@@ -97,12 +97,16 @@ def read_features(store: FeatureStore, name: str) -> np.ndarray:
             f"features {name!r}: {unknown[0]!r} was not tapped{did_you_mean(unknown[0], store.arrays)}; "
             f"config.features.taps has {', '.join(store.arrays)}"
         )
-    return np.concatenate([store.read(tap).astype(np.float32) for tap in taps], axis=1)
+    views = store.ingredients["views"]
+    return np.concatenate([store.read(tap)[::views].astype(np.float32) for tap in taps], axis=1)
 
 
 def describe_features(net: Net, name: str) -> tuple[str, int | None]:
     """Name features as people count blocks, from 1; the depth is None for several taps together."""
-    depths = [net.depth(tap) for tap in name.split("+")]
+    # Where there are several poolings, a tap is "STAGE.POOLING".
+    parts = [tap.partition(".") for tap in name.split("+")]
+    depths = [net.depth(stage) for stage, _, _ in parts]
+    labels = [f"{depth} {kind}".strip() for depth, (_, _, kind) in zip(depths, parts, strict=True)]
     if len(depths) == 1:
-        return f"block {depths[0]}", depths[0]
-    return f"blocks {'+'.join(map(str, depths))}", None
+        return f"block {labels[0]}", depths[0]
+    return f"blocks {'+'.join(labels)}", None
