@@ -5,7 +5,7 @@
 The store holds random numbers in the shape of what block 10 of a ViT-S/14 reads at 224 px, and goes on where it was
 stopped. After the training steps batches are read without a step, so that most of the store is asked for. The memory is
 what Linux counts as resident for the process, sampled 50 times a second: anonymous (its own) and file (pages of mapped
-files, its libraries among them). Pages that Linux keeps of files that were read belong to no process, and are not in it.
+files, its libraries among them). Pages that Linux keeps of files that were read belong to no process, and do not count.
 """
 
 import argparse

@@ -9,6 +9,7 @@ import jax
 import optax
 
 from tljax.data.augment import Augment
+from tljax.data.bank import Bank
 from tljax.data.sampling import check_sampling
 from tljax.finetune.forward import Forward
 from tljax.finetune.groups import Groups
@@ -19,7 +20,7 @@ from tljax.finetune.schedules import make_schedules
 from tljax.models.noise import Regularise
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.methods import label_params, low_rank_deltas, make_loss
-from tljax.tasks.recipe import Recipe, phase_configs
+from tljax.tasks.recipe import Prefix, Recipe, phase_configs
 from tljax.tasks.sections import call, call_optional
 from tljax.weights import load
 
@@ -36,6 +37,7 @@ class Plan:
         groups: of these.
         forward: how the net runs.
         augment: of the images.
+        bank: the views of each image whose prefix is stored; None where batches are images.
         num_steps: length.
         schedules: {label: learning rate as a function of the step of the phase}.
         optimizer: over the trained params.
@@ -50,6 +52,7 @@ class Plan:
     groups: Groups
     forward: Forward
     augment: Augment
+    bank: Bank | None
     num_steps: int
     schedules: dict[str, optax.Schedule]
     optimizer: optax.GradientTransformation
@@ -131,10 +134,6 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
         use_remat=recipe.use_remat,
     )
     check_sampling(recipe.sampling)
-    if recipe.use_prefix_cache and "prefix" not in config:
-        raise ValueError(
-            "finetune.use_prefix_cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)"
-        )
     if forward.regularise is not None and forward.regularise.stochastic_depth and not net.architecture.branch_stages:
         raise ValueError(
             "config.regularise.stochastic_depth leaves out residual branches, and this network has none; set it to 0"
@@ -142,11 +141,7 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
     penalties = make_penalties(net.stages, config["penalties"]) if "penalties" in config else ()
     _check_penalties(penalties, forward, recipe)
     augment, mix = call("augment", config, Augment), call_optional("mix", config, Mix, None)
-    if recipe.use_prefix_cache and (augment != Augment(views=augment.views) or mix is not None):
-        raise ValueError(
-            "finetune.use_prefix_cache stores the activations of a few views of each image, and config.mix and all of "
-            "config.augment but views make every image new; set it to False, or leave them out"
-        )
+    bank = _stored_views(config, recipe, augment, mix)
     objective = call("loss", config, make_loss, labels, inputs.num_classes)
     # A number out of range is found when a loss is traced.
     scores = jax.ShapeDtypeStruct((1, inputs.num_classes), "float32")
@@ -159,6 +154,7 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
         groups=groups,
         forward=forward,
         augment=augment,
+        bank=bank,
         num_steps=num_steps,
         schedules=schedules,
         optimizer=call("optimizer", config, make_optimizer, groups, schedules),
@@ -171,6 +167,22 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
             "num_parts": recipe.num_parts,
         },
     )
+
+
+def _stored_views(config: dict[str, Any], recipe: Recipe, augment: Augment, mix: Mix | None) -> Bank | None:
+    """Return the views whose prefix is to be stored; None where batches are images."""
+    if not recipe.use_prefix_cache:
+        return None
+    if "prefix" not in config:
+        raise ValueError(
+            "finetune.use_prefix_cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)"
+        )
+    if mix is not None:
+        raise ValueError(
+            "finetune.use_prefix_cache stores activations of single images, and config.mix blends images; set it to "
+            "False, or leave mix out"
+        )
+    return dataclasses.replace(call("prefix", config, Prefix).views(augment), seed=config["seed"])
 
 
 def _check_penalties(penalties: tuple[Penalty, ...], forward: Forward, recipe: Recipe) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from tljax.data.augment import Augment
+from tljax.data.bank import Bank
 from tljax.tasks.sections import check_keys
 
 KEEP = ("last", "best")
@@ -87,6 +89,42 @@ class Recipe:
                 f"{self.batch_size}; lower batch_size"
             )
         return num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """`config.prefix`: how the activations of a frozen prefix are stored.
+
+    Args:
+        dtype: "float16", "bfloat16" or "float32"; with float32 and without a bank a run is that from images.
+        batch_size: images that one device computes together.
+        bank: V, the number of fixed views of each image, of which the first is the image as it is and the others are
+            changed as `config.augment` says, once and for all runs of one seed; every time an image comes, one of the V
+            is drawn. None stores each of the `augment.views` flips and turns, where those are the only changes.
+    """
+
+    dtype: str
+    batch_size: int
+    bank: int | None = None
+
+    def views(self, augment: Augment) -> Bank:
+        """Return the views to store.
+
+        Raises:
+            ValueError: without a bank, changes other than flips and turns; with one, no changes, or too few views.
+        """
+        flips_and_turns = Augment(views=augment.views)
+        if self.bank is None:
+            if augment != flips_and_turns:
+                raise ValueError(
+                    "all of config.augment but views makes every image new, and a stored prefix has a few fixed views "
+                    "of each: set config.prefix.bank to their number, leave these changes out, or set "
+                    "finetune.use_prefix_cache to False"
+                )
+            return Bank(views=augment.views)
+        if augment == Augment():
+            raise ValueError(f"config.prefix.bank is {self.bank} and config.augment changes nothing; leave bank out")
+        return Bank(views=self.bank, augment=augment)
 
 
 def phase_configs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
