@@ -79,7 +79,7 @@ def test_rows_of_a_store_larger_than_memory_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(MappedRows, "read_ahead", lambda *row: [asked.append(row), read_ahead(*row)])
     store.rows("b", indices)
     assert asked == []
-    monkeypatch.setattr(store_module, "_memory_bytes", lambda: 0)
+    monkeypatch.setattr(store_module, "memory_bytes", lambda: 0)
     np.testing.assert_array_equal(store.rows("b", indices), values()["b"][indices])
     assert len(asked) == 50
 

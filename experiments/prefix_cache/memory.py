@@ -10,6 +10,7 @@ files, its libraries among them). Pages that Linux keeps of files that were read
 
 import argparse
 import csv
+import dataclasses
 import functools
 import re
 import subprocess
@@ -76,7 +77,7 @@ def train(pages: str) -> dict[str, object]:
     """Take the steps and read the batches, and return a row."""
     if pages == "kept":
         store_module.RESIDENT_BYTES = 2**62
-    net = Net(architecture("dinov2_vits14"))
+    net = Net(dataclasses.replace(architecture("dinov2_vits14"), num_classes=2))
     params, stats = jax.jit(net.init)(jax.random.key(0))
     groups = make_groups(params, net.stages, freeze=FREEZE, rates={"body": 0.1})
     tx = make_optimizer(groups, lambda step: 1e-4, name="adamw", weight_decay=0.05, clip_norm=1.0)

@@ -99,7 +99,7 @@ class FeatureStore:
         out = np.empty((len(indices), *row.shape), row.dtype)
         shards, offsets = np.divmod(indices, self.rows_per_shard)
         # Such rows are not in memory, and one after the other each would wait for the disk.
-        if self.num_bytes > _memory_bytes():
+        if self.num_bytes > memory_bytes():
             for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True):
                 self._map(name, shard).read_ahead(offset)
         for shard in np.unique(shards).tolist():
@@ -240,5 +240,6 @@ def open_store(directory: str | os.PathLike, ingredients: Mapping[str, Any] | No
     return store
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Return the size of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

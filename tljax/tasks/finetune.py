@@ -13,6 +13,7 @@ from tljax.data.splits import Split, save_split
 from tljax.finetune.groups import format_partition
 from tljax.finetune.loop import fit, load_best
 from tljax.finetune.state import TrainState
+from tljax.tasks.caching import CACHES, settle_caches
 from tljax.tasks.drifting import measure_drift
 from tljax.tasks.feed import open_feed
 from tljax.tasks.inputs import SPLIT, Inputs, check_evaluation, evaluate, open_split
@@ -44,6 +45,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     source = inputs.source
     call("evaluate", config, check_evaluation, source)
     split = open_split(config, source, workdir)
+    config, decisions = settle_caches(config, inputs, split, workdir)
     plans = plan_run(config, inputs, split, workdir)
     rows = [partition(plan) for plan in plans]
     for plan, of_phase in zip(plans, rows, strict=True):
@@ -52,6 +54,8 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     feed = open_feed(plans[0])
     # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
     save_split(workdir / SPLIT, split, source)
+    if decisions:
+        rundir.write_json(workdir / CACHES, decisions)
     rows_of_run = [{**row, "phase": index} for index, of_phase in enumerate(rows) for row in of_phase]
     rundir.write_json(workdir / PARTITION, rows_of_run)
     rundir.write_json(workdir / CLASSES, list(source.class_names))

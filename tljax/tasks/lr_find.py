@@ -16,6 +16,7 @@ from tljax.ablation.svg import span
 from tljax.devices import replicate
 from tljax.finetune.devices import make_train_step
 from tljax.finetune.optimizer import make_optimizer
+from tljax.tasks.caching import settle_caches
 from tljax.tasks.inputs import Inputs, open_split
 from tljax.tasks.plan import Plan, plan_phases
 from tljax.tasks.running import run_task
@@ -71,6 +72,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     """Take the steps, and write the losses, the picture and the suggestion."""
     sweep = call("lr_find", config, Sweep)
     split = open_split(config, inputs.source, workdir)
+    config, _ = settle_caches(config, inputs, split)
     plans = plan_phases(config, inputs, inputs.source.labels[split.train])
     if not 0 <= sweep.phase < len(plans):
         raise ValueError(f"config.lr_find.phase is {sweep.phase}, and the run has {len(plans)} phases, from 0")

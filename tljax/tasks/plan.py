@@ -121,8 +121,8 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
     schedules = call(
         "schedule", config, make_schedules, num_steps, tuple(groups.multipliers), batch_size=recipe.batch_size
     )  # fmt: skip
-    start = groups.train_from if recipe.use_prefix_cache else 0
-    if recipe.use_prefix_cache and net.depth(start) == 0:
+    start = groups.train_from if recipe.is_cached else 0
+    if recipe.is_cached and net.depth(start) == 0:
         raise ValueError("finetune.use_prefix_cache: nothing is frozen, so there is no prefix; set it to False")
     forward = Forward(
         net=net,
@@ -171,7 +171,7 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
 
 def _stored_views(config: dict[str, Any], recipe: Recipe, augment: Augment, mix: Mix | None) -> Bank | None:
     """Return the views whose prefix is to be stored; None where batches are images."""
-    if not recipe.use_prefix_cache:
+    if not recipe.is_cached:
         return None
     if "prefix" not in config:
         raise ValueError(
