@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tljax import plain
+from tljax.devices import make_mesh, replicate
 from tljax.finetune import groups as grouping
 from tljax.finetune import schedules
-from tljax.finetune.devices import make_mesh, make_train_step, replicate
+from tljax.finetune.devices import make_train_step
 from tljax.finetune.forward import Forward
 from tljax.finetune.optimizer import make_optimizer
 from tljax.finetune.phases import Phase

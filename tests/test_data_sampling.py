@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tljax.data.sampling import IndexStream, epoch_indices
+from tljax.data.sampling import ExampleStream, epoch_indices, epoch_views
 from tljax.data.splits import hashed_seed
 
 # Of the 20 examples, 13 are trained on: 9 of class 0, 3 of class 1, 1 of class 3, none of class 2.
@@ -63,11 +63,12 @@ def test_epochs_are_functions_of_seed_and_number(sampling):
 
 @pytest.mark.parametrize("sampling", ["uniform", "class_balanced"])
 def test_a_stream_is_the_epochs_in_a_row_at_any_place(sampling):
-    stream = IndexStream(indices=INDICES, labels=LABELS, seed=3, sampling=sampling)
+    stream = ExampleStream(indices=INDICES, labels=LABELS, seed=3, sampling=sampling, views=4)
     whole = epochs(sampling).reshape(-1)
+    views = np.concatenate([epoch_views(len(INDICES), 3, epoch, views=4) for epoch in range(30)])
     other = pickle.loads(pickle.dumps(stream))
     for place in np.random.default_rng(0).permutation(len(whole)).tolist():
-        assert stream[place] == other[place] == whole[place]
+        assert stream[place] == other[place] == (whole[place], views[place])
 
 
 def test_an_unknown_sampling_is_named():

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from PIL import Image
 from tests.kill import finish, kill_and_finish
 from tests.toy import TINY_VIT, tiny_vit, toy_conv
 from tljax import plain
-from tljax.data.augment import dihedral
+from tljax.data.augment import Augment, dihedral
+from tljax.data.bank import Bank
 from tljax.data.decode import decode_image
 from tljax.data.folder import ImageFolder, open_folder
 from tljax.features import extract, feature_spec, open_store, writing
@@ -109,13 +111,67 @@ def test_features_are_the_normed_and_pooled_output_of_each_tap(tmp_path, source,
             np.testing.assert_allclose(store.read(tap)[view::views], features, atol=1e-5)
 
 
+def test_several_poolings_come_from_one_pass(tmp_path, source):
+    kinds = ("cls", "mean", "cls_mean", "max", "grid")
+    store = run(source, tmp_path / "all", taps=("block_00", "block_02"), pooling=kinds, dtype="float32")
+    assert list(store.arrays) == [f"{tap}.{kind}" for tap in ("block_00", "block_02") for kind in sorted(kinds)]
+    params, stats = draw_arrays(NET)
+    for tap in ("block_00", "block_02"):
+        grid = store.read(f"{tap}.grid")
+        normed = np.asarray(NET.apply(params, stats, jnp.asarray(grid), start="norm", stop="head")[0])
+        wanted = {"cls": normed[:, 0], "mean": normed[:, 1:].mean(axis=1), "max": normed[:, 1:].max(axis=1)}
+        wanted["cls_mean"] = np.concatenate([wanted["cls"], wanted["mean"]], axis=1)
+        for kind, features in wanted.items():
+            np.testing.assert_allclose(store.read(f"{tap}.{kind}"), features, atol=1e-5)
+    some = {"block_00": "grid", "block_02": ("max", "cls")}
+    store = run(source, tmp_path / "some", taps=("block_00", "block_02"), pooling=some, dtype="float32")
+    assert [tuple(row.shape) for row in store.arrays.values()] == [(17, 16), (16,), (16,)]
+    assert list(store.arrays) == ["block_00", "block_02.cls", "block_02.max"]
+
+
+def test_one_pooling_in_other_words_is_the_same_store(source):
+    given = (NET, *draw_arrays(NET), source, PREPROCESS)
+    words: tuple[Any, ...] = ("max", ("max",), dict.fromkeys(TAPS, "max"), {tap: ["max"] for tap in TAPS})
+    first, *others = (feature_spec(*given, taps=TAPS, pooling=pooling) for pooling in words)
+    assert first["pooling"] == "max"
+    assert others == [first] * 3
+
+
+@pytest.mark.parametrize("net", [NET, toy_conv()], ids=["vit", "conv"])
+def test_one_device_makes_the_bits_of_eight(tmp_path, source, net, monkeypatch):
+    options = {"taps": net.stages[1:2], "pooling": ("mean", "grid"), "views": 2, "dtype": "float32", "batch_size": 3}
+    eight = run(source, tmp_path / "eight", net, **options)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert content(run(source, tmp_path / "one", net, **options)) == content(eight)
+
+
+def test_a_bank_holds_the_image_and_fixed_changes_of_it(tmp_path, source):
+    augment = Augment(views=8, crop_scale=(0.2, 1.0), trivial_augment=True, erasing_probability=0.5)
+    options = {"taps": ("block_00",), "pooling": "grid", "dtype": "float32"}
+    store = run(source, tmp_path / "bank", views=3, augment=augment, seed=5, **options)
+    plain = run(source, tmp_path / "plain", **options).read("block_00")
+    rows = store.read("block_00").reshape(NUM_IMAGES, 3, -1)
+    np.testing.assert_array_equal(rows[:, 0], plain.reshape(NUM_IMAGES, -1))
+    # Not all 66: a translation by 16 pixels or more leaves black only.
+    assert len({row.tobytes() for row in rows.reshape(NUM_IMAGES * 3, -1)}) > 55
+    params, stats = draw_arrays(NET)
+    bank = Bank(views=3, augment=augment, seed=5)
+    shown = np.stack([bank.show(decode_image(source[i]["image"], ""), i, PREPROCESS)[2] for i in range(NUM_IMAGES)])
+    wanted, _ = NET.apply(params, stats, PREPROCESS.normalise(jnp.asarray(shown)), stop="block_01")
+    # Batches of another size, so sums in another order.
+    np.testing.assert_allclose(rows[:, 2], np.asarray(wanted).reshape(NUM_IMAGES, -1), atol=1e-5)
+    for change, named in (({"seed": 6}, "seed: 5 there, 6 now"), ({"views": 4}, "views: 3 there, 4 now")):
+        with pytest.raises(ValueError, match=named):
+            run(source, tmp_path / "bank", **{"views": 3, "augment": augment, "seed": 5, **options, **change})
+
+
 def test_features_of_a_net_without_tokens_or_norm(tmp_path, source):
     net = toy_conv()
     params, stats = draw_arrays(net)
     store = run(source, tmp_path / "store", net, taps=("layer_0", "layer_1"), pooling="mean", dtype="float32")
     y, _ = net.apply(params, stats, pixels(source, 0), stop="head")
     np.testing.assert_allclose(store.read("layer_1"), jnp.mean(y, axis=(1, 2)), atol=1e-5)
-    with pytest.raises(ValueError, match="use 'mean'"):
+    with pytest.raises(ValueError, match="use 'mean' or 'max'"):
         run(source, tmp_path / "class_token", net, taps=("layer_0",))
 
 
@@ -251,7 +307,11 @@ def test_the_spec_leaves_out_what_cannot_change_the_features(source):
         ({"taps": ("head",), "pooling": "grid"}, "the last tap can be 'norm'"),
         ({"dtype": "float61"}, "did you mean 'float16'"),
         ({"views": 9}, "wanted 1 to 8"),
-        ({"pooling": "max"}, "pooling 'max' is not known"),
+        ({"pooling": "maximum"}, "pooling 'maximum' is not known"),
+        ({"pooling": ()}, "wanted one or more kinds"),
+        ({"pooling": ("max", "max")}, "wanted one or more kinds, each once"),
+        ({"pooling": {"block_00": "max"}}, "'block_02' is not both"),
+        ({"augment": Augment(crop_scale=(0.5, 1.0))}, "leaves none for augment; wanted 2 or more"),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_written(tmp_path, source, options, message):
@@ -271,18 +331,21 @@ def extract_to(ready: Callable[[], None], directory: Path, images: Path) -> None
     # The process ends with the job, so these need no undoing.
     FeatureStore.write = write_and_tell
     writing.BATCHES_PER_SHARD = 1
-    # Small, as it is compiled in every process.
+    jax.config.update("jax_compilation_cache_dir", str(images.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.local_devices = lambda: jax.devices()[:1]
+    # Small, as every process traces it.
     net = Net(dataclasses.replace(TINY_VIT, depth=1, use_layer_scale=False))
     run(open_folder(images), directory, net, taps=("embed", "block_00"), views=2)
 
 
-def test_extraction_killed_at_ten_moments_completes_to_the_same_bits(tmp_path):
+def test_extraction_killed_at_twenty_moments_completes_to_the_same_bits(tmp_path):
     images = tmp_path / "images"
     write_images(images, 64, side=300)
     duration_s = finish(extract_to, tmp_path / "whole", images)
     store = tmp_path / "killed"
-    # In steps so small that the ten of them end before the work does.
-    num_killed = kill_and_finish(extract_to, store, images, kills=10, within_s=duration_s / 12, seed=0)
+    # In steps so small that the twenty of them end before the work does.
+    num_killed = kill_and_finish(extract_to, store, images, kills=20, within_s=duration_s / 24, seed=0)
     assert num_killed > 0
     assert content(open_store(store)) == content(open_store(tmp_path / "whole"))
     assert not list(store.glob(".*"))

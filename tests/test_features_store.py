@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tljax.features import shards, writing
 from tljax.features import store as store_module
-from tljax.features import writing
 from tljax.features.shards import MappedRows
 from tljax.features.store import FeatureStore, open_store
 from tljax.features.writing import open_for_writing
@@ -79,7 +79,7 @@ def test_rows_of_a_store_larger_than_memory_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(MappedRows, "read_ahead", lambda *row: [asked.append(row), read_ahead(*row)])
     store.rows("b", indices)
     assert asked == []
-    monkeypatch.setattr(store_module, "_memory_bytes", lambda: 0)
+    monkeypatch.setattr(store_module, "memory_bytes", lambda: 0)
     np.testing.assert_array_equal(store.rows("b", indices), values()["b"][indices])
     assert len(asked) == 50
 
@@ -143,6 +143,42 @@ def test_verify_names_a_file_with_a_changed_byte(tmp_path, position):
     with opened(tmp_path) as store:
         assert write_missing(store) == [2]
         assert store.verify() == []
+
+
+@pytest.mark.parametrize("position", [0, -1])
+def test_a_changed_byte_is_refused_when_its_shard_is_first_read(tmp_path, position):
+    make(tmp_path)
+    change_byte(tmp_path / "a.00002.npy", position)
+    store = open_store(tmp_path)
+    np.testing.assert_array_equal(store.rows("a", np.array([3, 15])), values()["a"][[3, 15]])
+    for read in (lambda: store.rows("a", np.array([3, 16])), lambda: store.read("a")):
+        with pytest.raises(
+            ValueError, match="a.00002.npy is damaged: its checksum is 0x.*delete this file and extract"
+        ):
+            read()
+    np.testing.assert_array_equal(store.read("b"), values()["b"])
+
+
+def test_shards_that_are_not_held_open_or_in_memory_are_read_the_same(tmp_path, monkeypatch):
+    store = make(tmp_path)
+    monkeypatch.setattr(shards, "OPEN_FILES", 1)
+    monkeypatch.setattr(store_module, "RESIDENT_BYTES", 0)
+    forgotten = []
+    forget = MappedRows.forget
+    monkeypatch.setattr(MappedRows, "forget", lambda mapped: [forgotten.append(mapped), forget(mapped)])
+    indices = np.random.default_rng(1).integers(NUM_ROWS, size=50)
+    for name, value in values().items():
+        np.testing.assert_array_equal(store.rows(name, indices), value[indices])
+    assert len(forgotten) == 2 * 3
+    assert len(store._mapped._mapped) == 1
+
+
+def test_a_shard_written_again_is_read_anew(tmp_path):
+    with opened(tmp_path) as store:
+        write_missing(store)
+        store.read("a")
+        store.write(1, {name: value[8:16] + value.dtype.type(1) for name, value in values().items()})
+        np.testing.assert_array_equal(store.read("a")[8:16], values()["a"][8:16] + np.float16(1))
 
 
 def test_a_store_of_something_else_is_refused_with_the_differences(tmp_path):

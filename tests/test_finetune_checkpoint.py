@@ -8,8 +8,8 @@ import pytest
 
 from tests.finetuning import assert_same_bits, make_job
 from tests.toy import toy_conv
+from tljax.devices import make_mesh, replicate
 from tljax.finetune.checkpoint import Checkpoints
-from tljax.finetune.devices import make_mesh, replicate
 
 CONFIG = {"seed": 1, "optimizer": {"weight_decay": 0.05, "clip_norm": None}, "sizes": (1, 2)}
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tljax.finetune.devices import make_mesh
+from tljax.devices import make_mesh
 from tljax.finetune.mix import Draw, Mix, apply_draw, draw, mix_batch
 
 RNG = np.random.default_rng(5)

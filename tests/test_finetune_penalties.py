@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.toy import tiny_vit
-from tljax.finetune.devices import make_mesh
+from tljax.devices import make_mesh
 from tljax.finetune.penalties import BSS, L2SP, FeatureDistillation, PenaltyInputs, make_penalties
 
 RNG = np.random.default_rng(5)

@@ -10,7 +10,8 @@ from flax import jax_utils
 
 from tests.finetuning import BATCH_SIZE, ONE, assert_same_bits, make_batch, make_job
 from tests.toy import toy_conv
-from tljax.finetune.devices import make_eval_step, make_mesh, make_pmap_step, make_train_step, predict
+from tljax.devices import make_mesh
+from tljax.finetune.devices import make_eval_step, make_pmap_step, make_train_step, predict
 from tljax.finetune.lora import init_lora
 from tljax.finetune.losses import share_correct, sigmoid_cross_entropy, softmax_cross_entropy
 from tljax.finetune.mix import Mix, draw

@@ -15,7 +15,7 @@ LAYERS = (
     ("finetune",),
     ("features",),
     ("weights", "data", "metrics"),
-    ("models", "preprocess"),
+    ("models", "preprocess", "devices"),
     ("paths", "plain", "rundir"),
 )
 HEIGHT = {name: -position for position, layer in enumerate(LAYERS) for name in layer}

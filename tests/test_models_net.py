@@ -124,7 +124,8 @@ def test_pooling():
     np.testing.assert_array_equal(
         net.pool(tokens, "cls_mean"), np.concatenate([tokens[:, 0], net.pool(tokens, "mean")], axis=-1)
     )
-    with pytest.raises(ValueError, match="needs a class token"):
+    np.testing.assert_array_equal(net.pool(tokens, "max"), np.asarray(tokens)[:, 1:].max(axis=1))
+    with pytest.raises(ValueError, match="needs a class token, and this network has none; use 'mean' or 'max'"):
         Net(ToyConvConfig()).pool(jnp.ones((1, 2, 2, 4)), "cls")
     with pytest.raises(ValueError, match="'cls_maen' is not known.*'cls_mean'"):
         net.pool(tokens, "cls_maen")

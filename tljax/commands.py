@@ -6,6 +6,9 @@ from typing import Any
 
 from absl import flags
 
+from tljax.features.describe import describe_store
+from tljax.features.export import export_store
+from tljax.features.store import open_store
 from tljax.tasks.export import export_model
 from tljax.weights.catalog import entries
 from tljax.weights.describe import describe
@@ -64,9 +67,35 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def features(arguments: Sequence[str]) -> int:
+    """Say what a feature store holds: tljax features DIR [--verify] [--export=npy|safetensors --to=DIR].
+
+    DIR is the folder of a store, as `tljax extract` names it. --verify reads every byte and compares it with the
+    checksums; --export writes the arrays for other programs, into a new folder.
+    """
+    values = _flags(verify=bool, export=str, to=str)
+    store = open_store(_positional(values, arguments, "DIR"))
+    if (values.export is None) != (values.to is None):
+        raise ValueError("--export and --to go together: tljax features DIR --export=npy|safetensors --to=DIR")
+    print(describe_store(store))
+    if values.verify:
+        damaged = store.verify()
+        if damaged:
+            raise ValueError(
+                f"{len(damaged)} files of {store.directory} do not hold what was written: {', '.join(damaged)}; delete "
+                "them and extract again, which makes their shards only"
+            )
+        print(f"verified  {store.num_shards * len(store.arrays)} files hold what was written")
+    if values.export is not None:
+        for path in export_store(store, values.to, format=values.export):
+            print(path)
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
     "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),
+    "features": (features, "say what a feature store holds, compare it with its checksums, write it as npy"),
     "export": (export, "write a fine-tuned run for transformers, timm, torchvision or as npz"),
 }
 
@@ -74,7 +103,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 def _flags(**kinds: type) -> flags.FlagValues:
     """Define flags in an object of their own: absl's global one belongs to the program that imports this."""
     values = flags.FlagValues()
-    define: dict[type, Any] = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
+    define: dict[type, Any] = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_boolean}
     for name, kind in kinds.items():
         define[kind](name, None, "", flag_values=values)
     return values

@@ -11,10 +11,12 @@ from absl import flags
 from jaxtyping import Int
 
 from tljax.data.augment import VIEWS, Augment, Preparation, augment_image, dihedral
+from tljax.data.bank import Bank
 from tljax.data.decode import decode_image
-from tljax.data.sampling import UNIFORM, IndexStream, check_sampling
+from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
 from tljax.data.sources import Source
 from tljax.data.splits import hashed_seed
+from tljax.preprocess import Preprocess
 
 # Grain's default buffers 500 batches: gigabytes of images.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -44,6 +46,35 @@ def ordered_batches(
         grain.MapDataset.range(len(indices))
         .map(partial(_show, indices=indices, view=view))
         .map(partial(_load, source=source, preprocess=preprocess))
+        .map(_mark)
+        .batch(batch_size, batch_fn=partial(grain.experimental.batch_and_pad, batch_size=batch_size, pad_value=0))
+    )
+    return iter(images.to_iter_dataset(READ_OPTIONS))
+
+
+def bank_batches(
+    source: Source, indices: Int[np.ndarray, " n"], preprocess: Preprocess, batch_size: int, bank: Bank
+) -> Iterator[dict[str, np.ndarray]]:
+    """Read the images at `indices` once, in that order, each under all views of a bank.
+
+    Args:
+        source: where the images are.
+        indices: positions in the source.
+        preprocess: picklable.
+        batch_size: images per batch; the last batch is filled up with zeros.
+        bank: which views.
+
+    Returns:
+        {"image": uint8 [b views height width c], "index": int64 [b], "mask": bool [b], False where filled up}.
+
+    Raises:
+        ValueError: as `ordered_batches`.
+    """
+    _check(indices, batch_size, len(source))
+    images = (
+        grain.MapDataset.range(len(indices))
+        .map(partial(_show, indices=indices, view=0))
+        .map(partial(_load_views, source=source, preprocess=preprocess, bank=bank))
         .map(_mark)
         .batch(batch_size, batch_fn=partial(grain.experimental.batch_and_pad, batch_size=batch_size, pad_value=0))
     )
@@ -98,9 +129,12 @@ def training_batches(
         augment = Augment(views=VIEWS if views is None else views)
     elif views is not None:
         raise ValueError(f"views is {views} and augment has views {augment.views}: give one of them")
+    stream = ExampleStream(
+        indices=indices, labels=source.labels, seed=seed, sampling=sampling, views=augment.views
+    )  # fmt: skip
     batches = (
-        _all_epochs(source, indices, seed, sampling)
-        .random_map(partial(_draw_view, views=augment.views), seed=hashed_seed(seed, "view"))
+        grain.MapDataset.range(sys.maxsize)
+        .map(partial(_pick, stream=stream))
         .random_map(
             partial(_load_changed, source=source, preprocess=preprocess, augment=augment),
             seed=hashed_seed(seed, "augment"),
@@ -115,16 +149,6 @@ def training_batches(
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=BATCHES_PER_WORKER)
         batches = batches.mp_prefetch(workers)
     return iter(batches)
-
-
-def _all_epochs(source: Source, indices: np.ndarray, seed: int, sampling: str) -> grain.MapDataset:
-    """Put the indices of all epochs in a row, without end."""
-    if sampling == UNIFORM:
-        # Grain's order and not that of `epoch_indices`: runs that were stopped go on.
-        shuffled = grain.MapDataset.range(len(indices)).shuffle(seed=hashed_seed(seed, "shuffle"))
-        return shuffled.map(partial(_pick, indices=indices)).repeat()
-    drawn = IndexStream(indices=indices, labels=source.labels, seed=seed, sampling=sampling)
-    return grain.MapDataset.range(sys.maxsize).map(partial(_pick, indices=drawn))
 
 
 def _check(indices: np.ndarray, batch_size: int, n: int) -> None:
@@ -142,12 +166,9 @@ def _show(position: int, indices: np.ndarray, view: int) -> dict[str, Any]:
     return {"index": np.int64(indices[position]), "view": view}
 
 
-def _pick(place: int, indices: np.ndarray | IndexStream) -> np.int64:
-    return np.int64(indices[place])
-
-
-def _draw_view(index: np.int64, generator: np.random.Generator, views: int) -> dict[str, Any]:
-    return {"index": index, "view": generator.integers(views)}
+def _pick(place: int, stream: ExampleStream) -> dict[str, Any]:
+    index, view = stream[place]
+    return {"index": np.int64(index), "view": np.int64(view)}
 
 
 def _load_changed(
@@ -159,6 +180,10 @@ def _load_changed(
 
 def _load(element: dict[str, Any], source: Source, preprocess: Preparation) -> dict[str, Any]:
     return element | {"image": dihedral(preprocess(_decode(element, source)), element["view"])}
+
+
+def _load_views(element: dict[str, Any], source: Source, preprocess: Preprocess, bank: Bank) -> dict[str, Any]:
+    return element | {"image": bank.show(_decode(element, source), int(element["index"]), preprocess)}
 
 
 def _decode(element: dict[str, Any], source: Source) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which examples an epoch shows, and in which order."""
+"""Which examples an epoch shows, in which order and under which views: of images and of stored features alike."""
 
 import functools
 from dataclasses import dataclass
@@ -56,6 +56,19 @@ def epoch_indices(
     return generator.permutation(np.concatenate(drawn))
 
 
+def epoch_views(num_images: int, seed: int, epoch: int, *, views: int) -> Integer[np.ndarray, " m"]:
+    """Draw which of its views each example of an epoch is shown under, in the order of `epoch_indices`.
+
+    Args:
+        num_images: examples of the epoch.
+        seed: the run's seed.
+        epoch: counted from 0.
+        views: how many there are to draw from.
+    """
+    generator = np.random.default_rng(hashed_seed(seed, f"views of epoch {epoch}"))
+    return generator.integers(views, size=num_images)
+
+
 def _draw_members(members: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     """Draw `count` members, each again only when all have been drawn."""
     rounds = -(-count // len(members))
@@ -65,23 +78,30 @@ def _draw_members(members: np.ndarray, count: int, generator: np.random.Generato
 
 # Not compared by its arrays: the epochs that were drawn are remembered for each stream.
 @dataclass(frozen=True, kw_only=True, eq=False)
-class IndexStream:
-    """The examples of all epochs one after the other, by place in the stream; picklable.
+class ExampleStream:
+    """The examples of all epochs one after the other, by place in the stream, each with its view; picklable.
 
-    The arguments are those of `epoch_indices`.
+    The arguments are those of `epoch_indices` and `epoch_views`.
     """
 
     indices: np.ndarray
     labels: np.ndarray
     seed: int
     sampling: str
+    views: int
 
-    def __getitem__(self, place: int) -> np.integer:
+    def __getitem__(self, place: int) -> tuple[np.integer, np.integer]:
         epoch, rest = divmod(place, len(self.indices))
-        return _epoch_of(self, epoch)[rest]
+        indices, views = self.epoch(epoch)
+        return indices[rest], views[rest]
+
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the examples of an epoch, and their views."""
+        return _epoch_of(self, number)
 
 
 # Threads read ahead, so the end of one epoch and the start of the next are wanted by turns.
 @functools.lru_cache(maxsize=4)
-def _epoch_of(stream: IndexStream, epoch: int) -> np.ndarray:
-    return epoch_indices(stream.indices, stream.labels, stream.seed, epoch, sampling=stream.sampling)
+def _epoch_of(stream: ExampleStream, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    indices = epoch_indices(stream.indices, stream.labels, stream.seed, epoch, sampling=stream.sampling)
+    return indices, epoch_views(len(indices), stream.seed, epoch, views=stream.views)

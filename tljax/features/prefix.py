@@ -5,7 +5,6 @@ activations give the same params as steps from images, up to the rounding of bat
 bfloat16 round more.
 """
 
-import functools
 import itertools
 import os
 from collections import deque
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
-from tljax.data.sampling import UNIFORM, check_sampling, epoch_indices
+from tljax.data.augment import Augment
+from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
 from tljax.data.sources import Source
-from tljax.data.splits import hashed_seed
-from tljax.features.extract import GRID, extract, feature_spec
+from tljax.features.extract import extract, feature_spec
 from tljax.features.store import FeatureStore
+from tljax.features.taps import GRID
 from tljax.models.net import Net
 from tljax.preprocess import Preprocess
 
@@ -36,11 +36,15 @@ def prefix_spec(
     *,
     boundary: str | int,
     views: int = 1,
+    augment: Augment | None = None,
+    seed: int = 0,
     dtype: str = "float16",
 ) -> dict[str, Any]:
     """Return all that determines the bank, as plain values; see `feature_spec`."""
-    taps = (_stage_before(net, boundary),)
-    return feature_spec(net, params, stats, source, preprocess, taps=taps, pooling=GRID, views=views, dtype=dtype)
+    return feature_spec(
+        net, params, stats, source, preprocess, taps=(_stage_before(net, boundary),), pooling=GRID, views=views,
+        augment=augment, seed=seed, dtype=dtype,
+    )  # fmt: skip
 
 
 def build_prefix(
@@ -53,6 +57,8 @@ def build_prefix(
     *,
     boundary: str | int,
     views: int = 1,
+    augment: Augment | None = None,
+    seed: int = 0,
     dtype: str = "float16",
     batch_size: int = 32,
 ) -> FeatureStore:
@@ -73,6 +79,8 @@ def build_prefix(
         taps=(_stage_before(net, boundary),),
         pooling=GRID,
         views=views,
+        augment=augment,
+        seed=seed,
         dtype=dtype,
         batch_size=batch_size,
     )
@@ -128,16 +136,13 @@ def prefix_batches(
         raise ValueError("no indices to train on; look at the split")
     shown = labels if targets is None else targets
 
-    # A batch reaches into two epochs, or more where it is larger than one.
-    @functools.lru_cache(maxsize=2)
-    def draw(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        view = np.random.default_rng(hashed_seed(seed, f"views of epoch {epoch}"))
-        order = epoch_indices(indices, labels, seed, epoch, sampling=sampling)
-        return order, view.integers(views, size=len(indices))
+    stream = ExampleStream(indices=indices, labels=labels, seed=seed, sampling=sampling, views=views)
 
     def load(step: int) -> dict[str, np.ndarray]:
         epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), len(indices))
-        drawn = [[column[places[epochs == epoch]] for column in draw(epoch)] for epoch in np.unique(epochs).tolist()]
+        drawn = [
+            [column[places[epochs == epoch]] for column in stream.epoch(epoch)] for epoch in np.unique(epochs).tolist()
+        ]
         index, view = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
         activation = store.rows(name, index * stored_views + view)
         return {"activation": activation, "label": shown[index], "index": index, "view": view}

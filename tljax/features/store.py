@@ -9,7 +9,7 @@ never one with wrong rows.
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ from jaxtyping import Integer, Num
 from rich.progress import track
 
 from tljax import plain, rundir
-from tljax.features.shards import MappedRows, encode, row_bytes
+from tljax.features.shards import MappedFiles, MappedRows, checksum, encode, row_bytes
 
 META = "meta.json"
+# Mapped pages count as memory of the process: a store larger than this gives them back after each use.
+RESIDENT_BYTES = 2**30
 
 
 class FeatureStore:
     """Arrays in a folder, all with the same number of rows; `open_store` and `open_for_writing` make it.
 
-    A class because it keeps shards mapped into memory.
+    A class because it keeps shards mapped into memory. The checksum of a shard is compared when it is first read.
 
     Attributes:
         ingredients: plain values that say what the rows were made from.
@@ -49,7 +51,7 @@ class FeatureStore:
             name: jax.ShapeDtypeStruct(tuple(row["shape"]), jnp.dtype(row["dtype"]))
             for name, row in meta["arrays"].items()
         }
-        self._mapped: dict[tuple[str, int], MappedRows] = {}
+        self._mapped = MappedFiles()
         self._num_written = 0
         found = {shard: self._problem(shard) for shard in range(self.num_shards)}
         self._problems = {shard: problem for shard, problem in found.items() if problem is not None}
@@ -86,7 +88,7 @@ class FeatureStore:
         """Gather rows of one array from disk.
 
         Raises:
-            ValueError: the store is incomplete, or has no array of that name.
+            ValueError: the store is incomplete or damaged, or has no array of that name.
             IndexError: an index is outside of the rows.
         """
         row = self._readable(name)
@@ -97,26 +99,41 @@ class FeatureStore:
         out = np.empty((len(indices), *row.shape), row.dtype)
         shards, offsets = np.divmod(indices, self.rows_per_shard)
         # Such rows are not in memory, and one after the other each would wait for the disk.
-        if self.num_bytes > _memory_bytes():
+        if self.num_bytes > memory_bytes():
             for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True):
                 self._map(name, shard).read_ahead(offset)
         for shard in np.unique(shards).tolist():
             chosen = shards == shard
-            out[chosen] = self._map(name, shard).values[offsets[chosen]]
+            mapped = self._map(name, shard)
+            out[chosen] = mapped.values[offsets[chosen]]
+            if self.num_bytes > RESIDENT_BYTES:
+                mapped.forget()
         return out
 
     def read(self, name: str) -> Num[np.ndarray, "n ..."]:
         """Read a whole array into memory.
 
         Raises:
-            ValueError: the store is incomplete, or has no array of that name.
+            ValueError: the store is incomplete or damaged, or has no array of that name.
         """
         row = self._readable(name)
         out = np.empty((self.num_rows, *row.shape), row.dtype)
-        for shard in range(self.num_shards):
+        for shard, values in enumerate(self.shards(name)):
             first = shard * self.rows_per_shard
-            out[first : first + self.rows_per_shard] = self._map(name, shard).values
+            out[first : first + self.rows_per_shard] = values
         return out
+
+    def shards(self, name: str) -> Iterator[Num[np.ndarray, "n ..."]]:
+        """Yield the rows of an array a shard at a time; a shard is of use until the next one comes.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        self._readable(name)
+        for shard in range(self.num_shards):
+            mapped = self._map(name, shard)
+            yield mapped.values
+            mapped.forget()
 
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write one shard of every array, cast to the dtype of the store.
@@ -136,6 +153,8 @@ class FeatureStore:
             rundir.write_bytes(self._file(name, shard), content)
         sums = {name: {"bytes": len(content), "crc32": zlib.crc32(content)} for name, content in contents.items()}
         rundir.write_json(self._sidecar(shard), sums)
+        for name in contents:
+            self._mapped.replaced(self._file(name, shard))
         self._problems.pop(shard, None)
         self._num_written += 1
 
@@ -152,7 +171,7 @@ class FeatureStore:
         for shard in track(range(self.num_shards), f"verifying {self.directory.name}", transient=True):
             for name, recorded in rundir.read_json(self._sidecar(shard)).items():
                 path = self._file(name, shard)
-                if zlib.crc32(path.read_bytes()) != recorded["crc32"]:
+                if checksum(path) != recorded["crc32"]:
                     damaged.append(path.name)
         return damaged
 
@@ -163,9 +182,12 @@ class FeatureStore:
         return self.directory / f"{shard:05d}.json"
 
     def _map(self, name: str, shard: int) -> MappedRows:
-        if (name, shard) not in self._mapped:
-            self._mapped[name, shard] = MappedRows(self._file(name, shard), self.arrays[name], self.shard_rows(shard))
-        return self._mapped[name, shard]
+        return self._mapped.open(
+            self._file(name, shard),
+            self.arrays[name],
+            self.shard_rows(shard),
+            lambda: rundir.read_json(self._sidecar(shard))[name]["crc32"],
+        )
 
     def _problem(self, shard: int) -> str | None:
         """Say what keeps a shard from being read, as far as sizes tell."""
@@ -218,5 +240,6 @@ def open_store(directory: str | os.PathLike, ingredients: Mapping[str, Any] | No
     return store
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Return the size of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

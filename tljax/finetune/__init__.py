@@ -10,14 +10,8 @@ step = make_train_step(body, mesh)
 state, metrics = step(state, fixed, batch)
 """
 
-from tljax.finetune.devices import (
-    make_eval_step,
-    make_mesh,
-    make_pmap_step,
-    make_train_step,
-    predict,
-    replicate,
-)
+from tljax.devices import make_mesh, replicate
+from tljax.finetune.devices import make_eval_step, make_pmap_step, make_train_step, predict
 from tljax.finetune.forward import Forward
 from tljax.finetune.groups import Groups, format_partition, make_groups, partition_table
 from tljax.finetune.loop import fit

@@ -1,7 +1,6 @@
 """The ways to run a training step, or an evaluation, on one device or many."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +8,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tljax.devices import MESH_AXES
 from tljax.finetune.state import Arrays, Fixed, TrainState
 from tljax.finetune.step import Batch, Body, model_inputs
 from tljax.models.net import Net
 from tljax.preprocess import Preprocess
 
-MESH_AXES = ("data", "fsdp")
 PMAP_AXIS = "device"
-
-
-def make_mesh(devices: Sequence[Any]) -> Mesh:
-    """Arrange devices for data parallelism."""
-    return Mesh(np.asarray(devices).reshape(-1, 1), MESH_AXES)
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copy a tree of arrays to every device of the mesh.
-
-    Always a copy: the step donates its state, which would otherwise delete the caller's arrays.
-    """
-    # device_put shares the array of a device that holds it already, `may_alias=False` or not.
-    copies = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-    return jax.device_put(copies, NamedSharding(mesh, P()))
 
 
 def make_train_step(body: Body, mesh: Mesh) -> Callable[..., tuple[TrainState, Arrays]]:

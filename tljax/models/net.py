@@ -186,8 +186,8 @@ class Net:
 
         Args:
             y: tokens [b n d] or a feature map [b h w c]; features [b d] of a stage that pools are returned as they are.
-            kind: "cls" (class token), "mean" (of patches or positions), "cls_mean" (both, concatenated), or
-                "cls_distillation" (mean of these two tokens).
+            kind: "cls" (class token), "mean" or "max" (of patches or positions), "cls_mean" (class token and mean,
+                concatenated), or "cls_distillation" (mean of these two tokens).
 
         Raises:
             ValueError: an unknown kind, or the class token of a network that has none.

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 from tljax.paths import did_you_mean
 
-POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
+POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation", "max")
+# Of a network without tokens too.
+WITHOUT_CLASS_TOKEN = ("mean", "max")
 
 
 def pool(y: jax.Array, kind: str, prefix_tokens: int) -> jax.Array:
@@ -14,12 +16,14 @@ def pool(y: jax.Array, kind: str, prefix_tokens: int) -> jax.Array:
         raise ValueError(f"pooling {kind!r} is not known{did_you_mean(kind, POOLINGS)}")
     if y.ndim == 2:
         return y  # an earlier stage has pooled
-    if kind != "mean" and prefix_tokens == 0:
-        raise ValueError(f"pooling {kind!r} needs a class token, and this network has none; use 'mean'")
+    if kind not in WITHOUT_CLASS_TOKEN and prefix_tokens == 0:
+        raise ValueError(f"pooling {kind!r} needs a class token, and this network has none; use 'mean' or 'max'")
     if y.ndim == 4:
         y = y.reshape(y.shape[0], -1, y.shape[-1])  # b h w c -> b (h w) c
     if kind == "cls_distillation":
         return jnp.mean(y[:, :2], axis=1)
+    if kind == "max":
+        return jnp.max(y[:, prefix_tokens:], axis=1)
     mean = jnp.mean(y[:, prefix_tokens:], axis=1)
     if kind == "mean":
         return mean

@@ -12,6 +12,7 @@ from tljax.finetune.costs import count_flops, forward_flops, lower_step, stage_f
 from tljax.finetune.groups import format_partition, make_groups
 from tljax.finetune.optimizer import make_optimizer
 from tljax.paths import stage_of
+from tljax.tasks.caching import settle_caches
 from tljax.tasks.inputs import make_split, open_inputs
 from tljax.tasks.plan import Plan
 from tljax.tasks.relative import plan_run
@@ -35,6 +36,7 @@ def run(config: Mapping[str, Any], workdir: str | Path | None = None) -> dict[st
     config = select(NAME, config)
     inputs = open_inputs(config)
     split = call("split", config, make_split, inputs.source, config["seed"])
+    config, _ = settle_caches(config, inputs, split)
     plans, norms = plan_run(config, inputs, split)
     if norms is not None:
         print("relative gradient norms, which the last phase follows:")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tljax import plain, rundir
+from tljax.data.augment import Augment
 from tljax.features.extract import extract, feature_spec
 from tljax.features.store import FeatureStore
+from tljax.features.taps import Pooling
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
@@ -37,25 +39,31 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
 
 def open_features(config: Mapping[str, Any], inputs: Inputs) -> FeatureStore:
     """Return the complete store of `config.features`, computing what it lacks."""
-    return call("features", config, cached_features, inputs, Path(config["cache_dir"]) / "features")
+    root = Path(config["cache_dir"]) / "features"
+    return call("features", config, cached_features, inputs, root, seed=config["seed"])
 
 
 def cached_features(
     inputs: Inputs,
     root: Path,
     *,
+    seed: int,
     taps: Sequence[str],
-    pooling: str,
+    pooling: Pooling,
     views: int,
     dtype: str,
     batch_size: int,
+    augment: Mapping[str, Any] | None = None,
 ) -> FeatureStore:
     """Return the complete store of features, in a folder of `root` named by all that determines them.
 
-    The keywords are those of `features.extract.extract`.
+    The keywords are those of `features.extract.extract`, with the fields of `Augment` for `augment`.
     """
     pretrained = inputs.pretrained
     what = (pretrained.net, pretrained.params, pretrained.stats, inputs.source, pretrained.preprocess)
-    settings = {"taps": taps, "pooling": pooling, "views": views, "dtype": dtype}
+    changes = None if augment is None else call("augment", {"augment": augment}, Augment)
+    settings: dict[str, Any] = {
+        "taps": taps, "pooling": pooling, "views": views, "augment": changes, "seed": seed, "dtype": dtype,
+    }  # fmt: skip
     folder = root / plain.fingerprint(feature_spec(*what, **settings))[:16]
     return extract(*what, folder, **settings, batch_size=batch_size)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from tljax.features.store import FeatureStore
 from tljax.finetune.step import Batch
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.plan import Plan
+from tljax.tasks.recipe import Prefix
 from tljax.tasks.sections import call
 
 
@@ -25,7 +27,7 @@ class Feed:
     Args:
         inputs: data and pretrained net.
         batch_size: images a batch.
-        augment: of training images; of stored activations, how many views to draw from.
+        augment: of training images; stored activations have been changed before.
         sampling: see `data.sampling`.
         start: the stage whose input the batches hold; 0 for images.
         store: the stored inputs of that stage; None for images.
@@ -44,7 +46,7 @@ class Feed:
         if self.store is not None:
             return prefix_batches(
                 self.store, indices, source.labels, self.batch_size, seed, start_step=start_step,
-                views=self.augment.views, sampling=self.sampling, targets=source.targets,
+                views=self.store.ingredients["views"], sampling=self.sampling, targets=source.targets,
             )  # fmt: skip
         return training_batches(
             source, indices, preprocess, self.batch_size, seed, start_step=start_step, augment=self.augment,
@@ -60,14 +62,10 @@ class Feed:
 
 def open_feed(plan: Plan) -> Feed:
     """Choose images or stored activations, and compute the latter where they are not there yet."""
-    inputs, recipe = plan.inputs, plan.recipe
-    store = None
-    if recipe.use_prefix_cache:
-        root, boundary = Path(plan.config["cache_dir"]) / "prefix", plan.start
-        store = call("prefix", plan.config, cached_prefix, inputs, root, boundary=boundary, views=plan.augment.views)
+    store = None if plan.bank is None else _open_prefix(plan)
     return Feed(
-        inputs=inputs, batch_size=recipe.batch_size, augment=plan.augment, sampling=recipe.sampling, start=plan.start,
-        store=store,
+        inputs=plan.inputs, batch_size=plan.recipe.batch_size, augment=plan.augment, sampling=plan.recipe.sampling,
+        start=plan.start, store=store,
     )  # fmt: skip
 
 
@@ -76,15 +74,29 @@ def open_once(plans: Sequence[Plan]) -> list[Callable[[], Feed]]:
     return [functools.cache(functools.partial(open_feed, plan)) for plan in plans]
 
 
-def cached_prefix(
-    inputs: Inputs, root: Path, *, boundary: str | int, views: int, dtype: str, batch_size: int
-) -> FeatureStore:
-    """Return the complete store of prefix activations, in a folder of `root` named by all that determines them.
+def _open_prefix(plan: Plan) -> FeatureStore:
+    """Return the complete store of prefix activations."""
+    folder, _, what, settings = locate_prefix(plan)
+    return build_prefix(*what, folder, **settings, batch_size=call("prefix", plan.config, Prefix).batch_size)
 
-    The keywords are those of `features.prefix.build_prefix`.
-    """
-    pretrained = inputs.pretrained
-    what = (pretrained.net, pretrained.params, pretrained.stats, inputs.source, pretrained.preprocess)
-    spec = prefix_spec(*what, boundary=boundary, views=views, dtype=dtype)
-    folder = root / plain.fingerprint(spec)[:16]
-    return build_prefix(*what, folder, boundary=boundary, views=views, dtype=dtype, batch_size=batch_size)
+
+class Location(NamedTuple):
+    """Where a phase stores its prefix: a folder named by all that determines it, and the arguments of `prefix_spec`."""
+
+    folder: Path
+    spec: dict[str, Any]
+    what: tuple[Any, Any, Any, Any, Any]
+    settings: dict[str, Any]
+
+
+def locate_prefix(plan: Plan) -> Location:
+    """Say where a phase that has a bank stores its prefix, there or not."""
+    assert plan.bank is not None
+    pretrained, bank = plan.inputs.pretrained, plan.bank
+    what = (pretrained.net, pretrained.params, pretrained.stats, plan.inputs.source, pretrained.preprocess)
+    settings = {
+        "boundary": plan.start, "views": bank.views, "augment": bank.augment, "seed": bank.seed,
+        "dtype": call("prefix", plan.config, Prefix).dtype,
+    }  # fmt: skip
+    spec = prefix_spec(*what, **settings)
+    return Location(Path(plan.config["cache_dir"]) / "prefix" / plain.fingerprint(spec)[:16], spec, what, settings)

@@ -14,6 +14,7 @@ from tljax.finetune.groups import format_partition
 from tljax.finetune.loop import fit, load_best
 from tljax.finetune.phases import Phase
 from tljax.finetune.state import TrainState
+from tljax.tasks.caching import CACHES, settle_caches
 from tljax.tasks.drifting import measure_drift
 from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric
 from tljax.tasks.feed import open_once
@@ -44,6 +45,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     source = inputs.source
     call("evaluate", config, check_evaluation, source)
     split = open_split(config, source, workdir)
+    config, decisions = settle_caches(config, inputs, split, workdir)
     plans, norms = plan_run(config, inputs, split, workdir)
     if plans[0].recipe.keep == "best":
         check_choice(source, split.val)
@@ -55,6 +57,8 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     feeds[0]()
     # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
     save_split(workdir / SPLIT, split, source)
+    if decisions:
+        rundir.write_json(workdir / CACHES, decisions)
     if norms is not None:
         rundir.write_json(workdir / NORMS, norms)
     rows_of_run = [{**row, "phase": index} for index, of_phase in enumerate(rows) for row in of_phase]

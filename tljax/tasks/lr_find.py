@@ -14,16 +14,18 @@ from tljax import rundir
 from tljax.ablation.charts import curve_chart
 from tljax.ablation.picture import write_picture
 from tljax.ablation.svg import span
+from tljax.devices import replicate
 from tljax.finetune.devices import make_train_step
 from tljax.finetune.optimizer import make_optimizer
 from tljax.finetune.schedules import make_schedules
+from tljax.tasks.caching import settle_caches
 from tljax.tasks.feed import open_once
 from tljax.tasks.inputs import Inputs, open_split
 from tljax.tasks.plan import Plan
 from tljax.tasks.relative import plan_run
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
-from tljax.tasks.training import make_phases, mesh, replicate, step_body
+from tljax.tasks.training import make_phases, mesh, step_body
 
 NAME = "lr_find"
 # Of the average of the losses; fastai's.
@@ -76,6 +78,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     """Take the steps, and write the losses, the picture and the suggestion."""
     sweep = call("lr_find", config, Sweep)
     split = open_split(config, inputs.source, workdir)
+    config, _ = settle_caches(config, inputs, split)
     plans, _ = plan_run(config, inputs, split)
     if not 0 <= sweep.phase < len(plans):
         raise ValueError(f"config.lr_find.phase is {sweep.phase}, and the run has {len(plans)} phases, from 0")

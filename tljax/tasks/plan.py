@@ -9,6 +9,7 @@ import jax
 import optax
 
 from tljax.data.augment import Augment
+from tljax.data.bank import Bank
 from tljax.data.sampling import UNIFORM, check_sampling
 from tljax.finetune.forward import Forward
 from tljax.finetune.groups import Groups
@@ -19,7 +20,7 @@ from tljax.finetune.schedules import make_schedules
 from tljax.models.noise import Regularise, stage_rates
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.methods import label_params, low_rank_deltas, make_loss
-from tljax.tasks.recipe import Recipe, phase_configs
+from tljax.tasks.recipe import Prefix, Recipe, phase_configs
 from tljax.tasks.sections import call, call_optional
 from tljax.weights import load
 
@@ -36,6 +37,7 @@ class Plan:
         groups: of these.
         forward: how the net runs.
         augment: of the images.
+        bank: the views of each image whose prefix is stored; None where batches are images.
         num_steps: length.
         schedules: {label: learning rate as a function of the step of the phase}.
         optimizer: over the trained params.
@@ -50,6 +52,7 @@ class Plan:
     groups: Groups
     forward: Forward
     augment: Augment
+    bank: Bank | None
     num_steps: int
     schedules: dict[str, optax.Schedule]
     optimizer: optax.GradientTransformation
@@ -113,8 +116,8 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
     schedules = call(
         "schedule", config, make_schedules, num_steps, tuple(groups.multipliers), batch_size=recipe.batch_size
     )  # fmt: skip
-    start = groups.train_from if recipe.use_prefix_cache else 0
-    if recipe.use_prefix_cache and net.depth(start) == 0:
+    start = groups.train_from if recipe.is_cached else 0
+    if recipe.is_cached and net.depth(start) == 0:
         raise ValueError("finetune.use_prefix_cache: nothing is frozen, so there is no prefix; set it to False")
     forward = Forward(
         net=net,
@@ -132,19 +135,11 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
             f"config.finetune.sampling is {recipe.sampling!r}, by the class of an image, and in {inputs.source.name!r} "
             f"an image has any number of them; set it to {UNIFORM!r}"
         )
-    if recipe.use_prefix_cache and "prefix" not in config:
-        raise ValueError(
-            "finetune.use_prefix_cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)"
-        )
     _check_regularise(forward)
     penalties = make_penalties(net.stages, config["penalties"]) if "penalties" in config else ()
     _check_penalties(penalties, forward, recipe)
     augment, mix = call("augment", config, Augment), call_optional("mix", config, Mix, None)
-    if recipe.use_prefix_cache and (augment != Augment(views=augment.views) or mix is not None):
-        raise ValueError(
-            "finetune.use_prefix_cache stores the activations of a few views of each image, and config.mix and all of "
-            "config.augment but views make every image new; set it to False, or leave them out"
-        )
+    bank = _stored_views(config, recipe, augment, mix)
     objective = call("loss", config, make_loss, labels, inputs.source)
     # A number out of range is found when a loss is traced.
     scores = jax.ShapeDtypeStruct((1, inputs.num_classes), "float32")
@@ -157,6 +152,7 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
         groups=groups,
         forward=forward,
         augment=augment,
+        bank=bank,
         num_steps=num_steps,
         schedules=schedules,
         optimizer=call("optimizer", config, make_optimizer, groups, schedules),
@@ -188,6 +184,22 @@ def _check_regularise(forward: Forward) -> None:
                 f"config.regularise.{name} is drawn by trained stages only, and those that it is for are frozen: "
                 f"{', '.join(able)}; train one of them, or set it to 0"
             )
+
+
+def _stored_views(config: dict[str, Any], recipe: Recipe, augment: Augment, mix: Mix | None) -> Bank | None:
+    """Return the views whose prefix is to be stored; None where batches are images."""
+    if not recipe.is_cached:
+        return None
+    if "prefix" not in config:
+        raise ValueError(
+            "finetune.use_prefix_cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)"
+        )
+    if mix is not None:
+        raise ValueError(
+            "finetune.use_prefix_cache stores activations of single images, and config.mix blends images; set it to "
+            "False, or leave mix out"
+        )
+    return dataclasses.replace(call("prefix", config, Prefix).views(augment), seed=config["seed"])
 
 
 def _check_penalties(penalties: tuple[Penalty, ...], forward: Forward, recipe: Recipe) -> None:

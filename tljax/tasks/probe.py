@@ -105,7 +105,10 @@ def read_features(store: FeatureStore, name: str) -> np.ndarray:
 
 def describe_features(net: Net, name: str) -> tuple[str, int | None]:
     """Name features as people count blocks, from 1; the depth is None for several taps together."""
-    depths = [net.depth(tap) for tap in name.split("+")]
+    # Where there are several poolings, a tap is "STAGE.POOLING".
+    parts = [tap.partition(".") for tap in name.split("+")]
+    depths = [net.depth(stage) for stage, _, _ in parts]
+    labels = [f"{depth} {kind}".strip() for depth, (_, _, kind) in zip(depths, parts, strict=True)]
     if len(depths) == 1:
-        return f"block {depths[0]}", depths[0]
-    return f"blocks {'+'.join(map(str, depths))}", None
+        return f"block {labels[0]}", depths[0]
+    return f"blocks {'+'.join(labels)}", None

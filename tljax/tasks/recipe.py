@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 
+from tljax.data.augment import Augment
+from tljax.data.bank import Bank
 from tljax.tasks.sections import check_keys
 
 KEEP = ("last", "best")
+CACHES = (True, False, "auto")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # What a phase may say for itself; the rest is that of the config.
 PHASE_KEYS = ("epochs", "groups", "schedule", "image_size", "use_prefix_cache")
@@ -21,7 +24,8 @@ class Recipe:
     Args:
         epochs: passes over the training images, of each phase that does not say otherwise.
         batch_size: images a step, over all devices.
-        use_prefix_cache: compute the activations of the frozen prefix once and train on them.
+        use_prefix_cache: whether the activations of the frozen prefix are computed once and trained on: True, False, or
+            "auto" for where it is estimated to take less time and fits the budget and the disk; see `tasks.caching`.
         checkpoint_every: steps between checkpoints.
         evaluate_every: steps between evaluations on the validation part.
         keep: the params that are tested and exported: those after the "last" step, or after the evaluation with the
@@ -35,12 +39,13 @@ class Recipe:
         sampling: "uniform", or "class_balanced"; see `data.sampling`.
         drift_images: images of the validation part whose features are compared with those of the pretrained net at
             the end; 0 for none.
+        cache_budget_gb: what the stored prefix of a phase may take, in units of 10^9 bytes.
         max_loss: a step with a loss above it ends the run, the last checkpoint kept; None ends it at NaN and infinity.
     """
 
     epochs: int
     batch_size: int
-    use_prefix_cache: bool
+    use_prefix_cache: bool | str
     checkpoint_every: int
     evaluate_every: int
     keep: str = "last"
@@ -51,18 +56,21 @@ class Recipe:
     adapt_statistics: bool = False
     sampling: str = "uniform"
     drift_images: int = 128
+    cache_budget_gb: float = 20.0
     max_loss: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
         counts = ("epochs", "batch_size", "checkpoint_every", "evaluate_every", "num_parts")
         problems = [f"{name} is {getattr(self, name)}, wanted at least 1" for name in counts if getattr(self, name) < 1]
+        if self.use_prefix_cache not in CACHES:
+            problems.append(f"use_prefix_cache is {self.use_prefix_cache!r}, wanted {', '.join(map(repr, CACHES))}")
         for name, known in (("keep", KEEP), ("compute_dtype", COMPUTE_DTYPES)):
             if getattr(self, name) not in known:
                 problems.append(f"{name} is {getattr(self, name)!r}, wanted {' or '.join(map(repr, known))}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             problems.append(f"average_decay is {self.average_decay}, wanted a number between 0 and 1, or None")
-        if self.adapt_statistics and self.use_prefix_cache:
+        if self.adapt_statistics and self.is_cached:
             problems.append("adapt_statistics moves what use_prefix_cache stores; set one of them to False")
         if problems:
             raise ValueError(f"config.finetune: {'; '.join(problems)}")
@@ -73,6 +81,11 @@ class Recipe:
                 f"config.finetune.batch_size is {self.batch_size}, which {jax.device_count()} devices cannot share "
                 f"evenly{parts}; wanted a multiple of {multiple}"
             )
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the prefix is stored; `tasks.caching` has decided where that was open."""
+        return self.use_prefix_cache is True
 
     def num_steps(self, epochs: int, num_images: int) -> int:
         """Length of a phase; images that do not fill a last batch come first in the next epoch.
@@ -87,6 +100,42 @@ class Recipe:
                 f"{self.batch_size}; lower batch_size"
             )
         return num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """`config.prefix`: how the activations of a frozen prefix are stored.
+
+    Args:
+        dtype: "float16", "bfloat16" or "float32"; with float32 and without a bank a run is that from images.
+        batch_size: images that one device computes together.
+        bank: V, the number of fixed views of each image, of which the first is the image as it is and the others are
+            changed as `config.augment` says, once and for all runs of one seed; every time an image comes, one of the V
+            is drawn. None stores each of the `augment.views` flips and turns, where those are the only changes.
+    """
+
+    dtype: str
+    batch_size: int
+    bank: int | None = None
+
+    def views(self, augment: Augment) -> Bank:
+        """Return the views to store.
+
+        Raises:
+            ValueError: without a bank, changes other than flips and turns; with one, no changes, or too few views.
+        """
+        flips_and_turns = Augment(views=augment.views)
+        if self.bank is None:
+            if augment != flips_and_turns:
+                raise ValueError(
+                    "all of config.augment but views makes every image new, and a stored prefix has a few fixed views "
+                    "of each: set config.prefix.bank to their number, leave these changes out, or set "
+                    "finetune.use_prefix_cache to False"
+                )
+            return Bank(views=augment.views)
+        if augment == Augment():
+            raise ValueError(f"config.prefix.bank is {self.bank} and config.augment changes nothing; leave bank out")
+        return Bank(views=self.bank, augment=augment)
 
 
 def phase_configs(config: Mapping[str, Any]) -> list[dict[str, Any]]:

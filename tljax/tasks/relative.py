@@ -80,9 +80,7 @@ def _kept(workdir: Path, inputs: Inputs) -> dict[str, float] | None:
 def _measure(plan: Plan, split: Split, num_batches: int) -> dict[str, float]:
     """Return the relative gradient norm of each stage, of the mean loss over a few training batches."""
     pretrained, net = plan.inputs.pretrained, plan.forward.net
-    images = dataclasses.replace(plan, forward=dataclasses.replace(plan.forward, start=0))
-    recipe = dataclasses.replace(plan.recipe, use_prefix_cache=False)
-    feed = open_feed(dataclasses.replace(images, recipe=recipe))
+    feed = open_feed(dataclasses.replace(plan, forward=dataclasses.replace(plan.forward, start=0), bank=None))
 
     @jax.jit
     def grads_of(params: Any, batch: Any) -> Any:

@@ -21,7 +21,7 @@ _NEEDED = {
     "finetune": (*_COMMON, *_FINETUNE),
     "lr_find": (*_COMMON, *_RECIPE, "lr_find"),
     "soup": (*_COMMON, "split", "evaluate", "soup"),
-    "explain": ("seed", "model", "data", *_RECIPE),
+    "explain": (*_COMMON, *_RECIPE),
     "transfer": (*_COMMON, *_PROBE, *_FINETUNE, "compare"),
 }
 _OPTIONAL = {

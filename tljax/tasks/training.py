@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tljax import plain
 from tljax.data.splits import Split, hashed_seed
+from tljax.devices import make_mesh, replicate
 from tljax.finetune.costs import step_batch, trace_step
-from tljax.finetune.devices import make_eval_step, make_mesh, make_train_step, predict, replicate
+from tljax.finetune.devices import make_eval_step, make_train_step, predict
 from tljax.finetune.groups import partition_table
 from tljax.finetune.phases import Phase
 from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_state
