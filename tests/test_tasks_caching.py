@@ -99,12 +99,13 @@ def test_a_cache_that_cannot_be_is_left_out_with_the_reason(root, monkeypatch):
         ({"groups": {"freeze": 0}}, "as there can be none: .*nothing is frozen"),
         ({"mix": {"mixup_alpha": 0.5}}, "as there can be none: .*config.mix blends images"),
         ({"augment": {"erasing_probability": 0.5}}, "as there can be none: .*set config.prefix.bank"),
-        ({"prefix": None}, "as there can be none: .*needs a section config.prefix"),
         ({"finetune": {**AUTO["finetune"], "cache_budget_gb": 1e-5}}, "as over config.finetune.cache_budget_gb: "),
     ):
         settled = settle(make_config(root, **{**AUTO, **changes}))
         assert settled.config["finetune"]["use_prefix_cache"] is False
         assert re.search(reason, settled.decisions[0]["reason"])
+    without_section = {name: section for name, section in make_config(root, **AUTO).items() if name != "prefix"}
+    assert "needs a section config.prefix" in settle(without_section).decisions[0]["reason"]
     monkeypatch.setattr(caching, "free_bytes", lambda folder: 1000)
     config = make_config(root, **AUTO)
     config["cache_dir"] = str(root / "empty")
