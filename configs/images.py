@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.finetune = dict(
         epochs=10,
         batch_size=32,
-        use_prefix_cache=True,
+        cache="always",
         checkpoint_every=100,
         evaluate_every=50,
     )

@@ -92,7 +92,7 @@ def make_config(root: Path, **sections: Any) -> dict[str, Any]:
         "schedule": {"name": "cosine", "learning_rate": 0.1, "warmup_fraction": 0.1},
         "loss": {"name": "softmax"},
         "finetune": {
-            "epochs": 3, "batch_size": 8, "use_prefix_cache": False, "checkpoint_every": 100, "evaluate_every": 100,
+            "epochs": 3, "batch_size": 8, "cache": "never", "checkpoint_every": 100, "evaluate_every": 100,
             "drift_images": 0,
         },
     }  # fmt: skip

@@ -160,7 +160,7 @@ def test_the_note_on_fit_is_of_the_last_epoch_of_the_last_phase(tmp_path):
 
 
 def test_fine_tuning_from_images_without_the_prefix_cache(tmp_path, pictures):
-    flags = (f"--config.data.root={pictures}", "--config.finetune.use_prefix_cache=False")
+    flags = (f"--config.data.root={pictures}", "--config.finetune.cache=never")
     assert main(arguments("finetune", "images.py", tmp_path, *flags)) == 0
     assert not (tmp_path / "cache").exists()
     with np.load(tmp_path / "run" / "predictions.npz") as file:

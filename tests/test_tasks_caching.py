@@ -14,7 +14,7 @@ from tljax.tasks.caching import settle_caches
 from tljax.tasks.inputs import make_split, open_inputs
 from tljax.tasks.speeds import Speeds, measure_speeds
 
-STORED = {"finetune": {"use_prefix_cache": True}, "prefix": {"dtype": "float32", "batch_size": 8}}
+STORED = {"finetune": {"cache": "always"}, "prefix": {"dtype": "float32", "batch_size": 8}}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ FAST_DISK, FAST_DEVICE = (
     Speeds(flops_per_s=1e5, disk_bytes_per_s=1e9),
     Speeds(flops_per_s=1e15, disk_bytes_per_s=1e5),
 )
-AUTO = {"finetune": {"use_prefix_cache": "auto"}, "prefix": {"dtype": "float16", "batch_size": 8}}
+AUTO = {"finetune": {"cache": "auto"}, "prefix": {"dtype": "float16", "batch_size": 8}}
 
 
 def settle(config):
@@ -76,7 +76,7 @@ def test_the_cache_is_chosen_where_it_pays_and_the_choice_is_kept(root, tmp_path
     monkeypatch.setattr(caching, "measure_speeds", lambda folder: FAST_DISK)
     with caplog.at_level("INFO"):
         assert "share_reused" in finetune.run(config, tmp_path / "stored")
-    assert "prefix cache of phase 0: True, as it pays: the prefix is " in caplog.text
+    assert "prefix cache of phase 0: always, as it pays: the prefix is " in caplog.text
     (decision,) = rundir.read_json(tmp_path / "stored" / "cache.json")
     # Three epochs of 32 images in 12 steps of 8, one evaluation of 24 images, and 24 images to test.
     assert (decision["computed"], decision["shown"]) == (80, 96 + 24 + 24)
@@ -90,7 +90,7 @@ def test_the_cache_is_chosen_where_it_pays_and_the_choice_is_kept(root, tmp_path
     # A run that goes on does as it did, whatever is faster now.
     split = load_split(tmp_path / "stored" / "split.npz", open_inputs(config).source)
     settled = settle_caches(config, open_inputs(config), split, tmp_path / "stored")
-    assert settled.config["finetune"]["use_prefix_cache"] is True
+    assert settled.config["finetune"]["cache"] == "always"
 
 
 def test_a_cache_that_cannot_be_is_left_out_with_the_reason(root, monkeypatch):
@@ -99,12 +99,13 @@ def test_a_cache_that_cannot_be_is_left_out_with_the_reason(root, monkeypatch):
         ({"groups": {"freeze": 0}}, "as there can be none: .*nothing is frozen"),
         ({"mix": {"mixup_alpha": 0.5}}, "as there can be none: .*config.mix blends images"),
         ({"augment": {"erasing_probability": 0.5}}, "as there can be none: .*set config.prefix.bank"),
-        ({"prefix": None}, "as there can be none: .*needs a section config.prefix"),
         ({"finetune": {**AUTO["finetune"], "cache_budget_gb": 1e-5}}, "as over config.finetune.cache_budget_gb: "),
     ):
         settled = settle(make_config(root, **{**AUTO, **changes}))
-        assert settled.config["finetune"]["use_prefix_cache"] is False
+        assert settled.config["finetune"]["cache"] == "never"
         assert re.search(reason, settled.decisions[0]["reason"])
+    without_section = {name: section for name, section in make_config(root, **AUTO).items() if name != "prefix"}
+    assert "needs a section config.prefix" in settle(without_section).decisions[0]["reason"]
     monkeypatch.setattr(caching, "free_bytes", lambda folder: 1000)
     config = make_config(root, **AUTO)
     config["cache_dir"] = str(root / "empty")
@@ -113,9 +114,9 @@ def test_a_cache_that_cannot_be_is_left_out_with_the_reason(root, monkeypatch):
 
 def test_phases_decide_one_by_one(root, monkeypatch):
     monkeypatch.setattr(caching, "measure_speeds", lambda folder: FAST_DISK)
-    phases = [{"groups": {"freeze": "head"}}, {"use_prefix_cache": False}, {"groups": {"freeze": 0}}, {}]
+    phases = [{"groups": {"freeze": "head"}}, {"cache": "never"}, {"groups": {"freeze": 0}}, {}]
     settled = settle(make_config(root, phases=phases, **AUTO))
-    assert [phase["use_prefix_cache"] for phase in settled.config["phases"]] == [True, False, False, False]
+    assert [phase["cache"] for phase in settled.config["phases"]] == ["always", "never", "never", "never"]
     assert [decision["phase"] for decision in settled.decisions] == [0, 2, 3]
     assert "are trained by an earlier phase" in settled.decisions[2]["reason"]
 

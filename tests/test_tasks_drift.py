@@ -52,16 +52,16 @@ def config_of(folder, **changes):
         "loss": {"name": "softmax"},
         "prefix": {"dtype": "float32", "batch_size": 8},
         "finetune": {
-            "epochs": 2, "batch_size": 8, "use_prefix_cache": False, "checkpoint_every": 10, "evaluate_every": 10,
+            "epochs": 2, "batch_size": 8, "cache": "never", "checkpoint_every": 10, "evaluate_every": 10,
         },
     }  # fmt: skip
     return {**config, **changes}
 
 
-@pytest.mark.parametrize("use_prefix_cache", [False, True])
-def test_a_run_tells_how_far_each_stage_went(tmp_path, folder, use_prefix_cache):
+@pytest.mark.parametrize("cache", ["never", "always"])
+def test_a_run_tells_how_far_each_stage_went(tmp_path, folder, cache):
     config = config_of(folder)
-    config["finetune"] = {**config["finetune"], "use_prefix_cache": use_prefix_cache}
+    config["finetune"] = {**config["finetune"], "cache": cache}
     result = finetune.run(config, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "drift.json").read_text())
     # 12 of 40 pictures are for validation.

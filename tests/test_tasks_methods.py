@@ -184,7 +184,7 @@ def test_progressive_resizing_resamples_what_was_trained_and_its_average(root, t
 def test_a_resnet_of_two_sizes_keeps_frozen_statistics_and_restores(root, tmp_path):
     phases = [
         {"image_size": 24, "groups": {"freeze": "layer2_00"}},
-        {"image_size": 32, "groups": {"freeze": "layer2_00"}, "use_prefix_cache": True},
+        {"image_size": 32, "groups": {"freeze": "layer2_00"}, "cache": "always"},
     ]
     resnet = {"name": f"file:{root / 'resnet'}"}
     config = make_config(root, model=resnet, phases=phases, prefix={"dtype": "float32", "batch_size": 16})

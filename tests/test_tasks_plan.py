@@ -15,7 +15,7 @@ from tljax.tasks.relative import plan_run
 from tljax.tasks.sections import select
 
 PREFIX = {"dtype": "float32", "batch_size": 16}
-CACHED = {"finetune": {"use_prefix_cache": True}, "prefix": PREFIX}
+CACHED = {"finetune": {"cache": "always"}, "prefix": PREFIX}
 NORMS = {"embed": 1.0, "block_00": 1.0, "block_01": 2.0, "norm": 1.0}
 LORA = {"rules": "query_value", "rank": 2, "alpha": 3.0}
 
@@ -68,7 +68,7 @@ def test_sections_and_keys_that_do_not_fit_are_named(root, opened, changes, mess
         ({"keep": "first"}, r"keep is 'first', wanted 'last' or 'best'"),
         ({"compute_dtype": "float16"}, r"compute_dtype is 'float16', wanted 'float32' or 'bfloat16'"),
         ({"average_decay": 1.0}, r"average_decay is 1\.0, wanted a number between 0 and 1, or None"),
-        ({"use_prefix_cache": True, "adapt_statistics": True}, r"adapt_statistics moves what use_prefix_cache stores"),
+        ({"cache": "always", "adapt_statistics": True}, r"adapt_statistics moves what a cache stores"),
         ({"batch_size": 12}, r"batch_size is 12, which 8 devices cannot share evenly; wanted a multiple of 8"),
         ({"batch_size": 8, "num_parts": 2}, r"cannot share evenly in 2 parts; wanted a multiple of 16"),
         ({"batch_size": 104}, r"3 epochs of 32 training images do not fill one batch of 104; lower batch_size"),
@@ -88,9 +88,9 @@ def test_numbers_that_no_run_can_have_are_refused(root, opened, finetune, messag
         ([{"schedule": {"name": "constant"}}], r"config\.schedule: key 'learning_rate' is missing"),
         ([{}, {"groups": {"freeze": "block_02"}}], r"'block_02' is no stage"),
         (
-            [{"groups": {"freeze": 0}}, {"use_prefix_cache": True}],
+            [{"groups": {"freeze": 0}}, {"cache": "always"}],
             r"config\.phases\[1\]: block_00, embed are before 'block_01' and are trained by an earlier phase, so their "
-            r"activations cannot be computed beforehand; set its use_prefix_cache to False",
+            r"activations cannot be computed beforehand; set its cache to 'never'",
         ),
     ],
 )
@@ -102,10 +102,10 @@ def test_phases_that_do_not_fit_are_refused(root, opened, phases, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({**CACHED, "groups": {"freeze": 0}}, r"use_prefix_cache: nothing is frozen, so there is no prefix"),
-        ({"finetune": {"use_prefix_cache": True}}, r"use_prefix_cache needs a section config\.prefix, such as dict\("),
-        ({**CACHED, "mix": {"mixup_alpha": 0.2}}, r"make every image new; set it to False, or leave them out"),
-        ({**CACHED, "augment": {"trivial_augment": True}}, r"make every image new"),
+        ({**CACHED, "groups": {"freeze": 0}}, r"cache: nothing is frozen, so there is no prefix"),
+        ({"finetune": {"cache": "always"}}, r"cache needs a section config\.prefix, such as dict\("),
+        ({**CACHED, "mix": {"mixup_alpha": 0.2}}, r"config\.mix blends images; set it to 'never', or leave mix out"),
+        ({**CACHED, "augment": {"trivial_augment": True}}, r"makes every image new, .* set config\.prefix\.bank"),
         (
             {**CACHED, "penalties": {"distillation": {"strength": 1.0, "stages": ["block_00"]}}},
             r"config\.penalties: what block_00 gives cannot change, as the first trained stage is 'block_01'",

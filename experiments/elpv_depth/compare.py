@@ -39,9 +39,7 @@ def get_config(freeze: str, image_size: int, epochs: int) -> ml_collections.Conf
     config.optimizer = dict(name="adamw", weight_decay=0.05, clip_norm=1.0)
     config.schedule = dict(name="cosine", learning_rate=1e-4, warmup_fraction=0.1)
     config.loss = dict(name="softmax", label_smoothing=0.0)
-    config.finetune = dict(
-        epochs=epochs, batch_size=32, use_prefix_cache=True, checkpoint_every=100, evaluate_every=10_000
-    )
+    config.finetune = dict(epochs=epochs, batch_size=32, cache="always", checkpoint_every=100, evaluate_every=10_000)
     return config
 
 

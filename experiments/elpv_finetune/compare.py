@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.finetune = dict(
         epochs=20,
         batch_size=64,
-        use_prefix_cache=True,
+        cache="always",
         checkpoint_every=100,
         evaluate_every=10_000,
     )

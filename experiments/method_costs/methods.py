@@ -58,7 +58,7 @@ def _method(name: str, changes: dict[str, Any], text: str, *papers: str) -> Meth
     return Method(name=name, changes=changes, text=text, papers=papers)
 
 
-BASE: dict[str, Any] = {"groups": {"freeze": 0}, "finetune.use_prefix_cache": False}
+BASE: dict[str, Any] = {"groups": {"freeze": 0}, "finetune.cache": "never"}
 
 _HEAD, _LAST_2 = {"freeze": "head"}, {"freeze": "block_10"}
 
@@ -69,7 +69,7 @@ WHAT_IS_TRAINED = (
     _method("Last 6 blocks", {"groups": {"freeze": "block_06"}}, "the same, half of the net"),
     _method(
         "Last 2 blocks, prefix cached",
-        {"groups": _LAST_2, "finetune.use_prefix_cache": True},
+        {"groups": _LAST_2, "finetune.cache": "always"},
         "the frozen prefix is computed once for each image and view; steps begin behind it",
     ),
     _method(
@@ -125,7 +125,7 @@ WHAT_IS_TRAINED = (
 PHASES = (
     _method(
         "LP-FT",
-        {"phases": [{"groups": _HEAD, "use_prefix_cache": True}, {"groups": {"freeze": 0}}]},
+        {"phases": [{"groups": _HEAD, "cache": "always"}, {"groups": {"freeze": 0}}]},
         "the head first, then everything, so that a random head does not distort the features",
         "2202.10054",
     ),

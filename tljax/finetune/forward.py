@@ -102,7 +102,7 @@ class Forward:
         if early:
             raise ValueError(
                 f"stages {', '.join(early)} are before {self.start!r}, in the stored prefix, and are not run: set "
-                "finetune.use_prefix_cache to False, or choose later stages"
+                "finetune.cache to 'never', or choose later stages"
             )
         for stop in sorted({self.net.depth(tap) + 1 for tap in taps}):
             x, stats = self.net.apply(params, stats, x, start=begin, stop=stop, **settings)

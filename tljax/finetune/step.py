@@ -128,7 +128,7 @@ def _examples(
     targets = as_targets(labels, forward.net.num_classes)
     if mix is not None and mix.is_on:
         if "image" not in batch:
-            raise ValueError("mix takes images: set finetune.use_prefix_cache to False, or leave mix out")
+            raise ValueError("mix takes images: set finetune.cache to 'never', or leave mix out")
         x, targets = mix_batch(x, targets, jax.random.fold_in(key, 1), mix, axis_name=axis_name)
     factors = jnp.ones((1,), jnp.float32) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
     weights = batch["weight"] if "weight" in batch else jnp.ones((size,), jnp.float32)

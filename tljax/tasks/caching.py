@@ -50,7 +50,7 @@ def settle_caches(
     Raises:
         ValueError: the config does not fit, or a cache that is "always" wanted is larger than its budget.
     """
-    caches = [call("finetune", phase, Recipe).use_prefix_cache for phase in phase_configs(config)]
+    caches = [call("finetune", phase, Recipe).cache for phase in phase_configs(config)]
     if workdir is not None and (workdir / CACHES).exists():
         decisions = rundir.read_json(workdir / CACHES)
     else:
@@ -61,10 +61,10 @@ def settle_caches(
     return Settled(_with_caches(config, caches), decisions)
 
 
-def _decide(config: Mapping[str, Any], inputs: Inputs, split: Split, caches: list[Any]) -> list[dict[str, Any]]:
+def _decide(config: Mapping[str, Any], inputs: Inputs, split: Split, caches: list[str]) -> list[dict[str, Any]]:
     """Go through the phases in order: whether one can use a cache depends on what those before it train."""
     labels = inputs.source.labels[split.train]
-    chosen = [False if cache == "auto" else cache for cache in caches]
+    chosen = ["never" if cache == "auto" else cache for cache in caches]
     # What is wrong with the config, whatever is decided.
     from_images = plan_phases(_with_caches(config, chosen), inputs, labels)
     for index, plan in enumerate(from_images):
@@ -74,7 +74,7 @@ def _decide(config: Mapping[str, Any], inputs: Inputs, split: Split, caches: lis
     for index, cache in enumerate(caches):
         if cache != "auto":
             continue
-        caches_then = [*chosen[:index], True, *chosen[index + 1 :]]
+        caches_then = [*chosen[:index], "always", *chosen[index + 1 :]]
         decision = _decide_phase(_with_caches(config, caches_then), inputs, split, index, from_images[index])
         chosen[index] = decision["cache"]
         decisions.append({"phase": index, **decision})
@@ -87,14 +87,18 @@ def _decide_phase(
     """Decide about a phase whose cache `config` turns on."""
     is_last = index == len(phase_configs(config)) - 1
     if is_last and "relative_gradients" in config:
-        return {"cache": False, "reason": "as relative gradients choose where this phase begins to train"}
+        return {"cache": "never", "reason": "as relative gradients choose where this phase begins to train"}
     try:
         stored = plan_phases(config, inputs, inputs.source.labels[split.train])[index]
     except ValueError as error:
         # From images the same config fits.
-        return {"cache": False, "reason": f"as there can be none: {error}"}
+        return {"cache": "never", "reason": f"as there can be none: {error}"}
     costs = estimate(from_images, stored, split, measure_speeds(config["cache_dir"]), is_last=is_last)
-    return {"cache": costs.problem is None, "reason": costs.describe(), **dataclasses.asdict(costs)}
+    return {
+        "cache": "always" if costs.problem is None else "never",
+        "reason": costs.describe(),
+        **dataclasses.asdict(costs),
+    }
 
 
 def _check_budget(plan: Plan, index: int) -> None:
@@ -102,15 +106,15 @@ def _check_budget(plan: Plan, index: int) -> None:
     if size > budget:
         raise ValueError(
             f"the stored prefix of phase {index} takes {size / 1e9:.3g} GB, and config.finetune.cache_budget_gb is "
-            f"{plan.recipe.cache_budget_gb:g}; raise it, or set use_prefix_cache to False or 'auto'"
+            f"{plan.recipe.cache_budget_gb:g}; raise it, or set cache to 'never' or 'auto'"
         )
 
 
-def _with_caches(config: Mapping[str, Any], caches: list[Any]) -> dict[str, Any]:
-    settled = {**config, "finetune": {**config["finetune"], "use_prefix_cache": caches[0]}}
+def _with_caches(config: Mapping[str, Any], caches: list[str]) -> dict[str, Any]:
+    settled = {**config, "finetune": {**config["finetune"], "cache": caches[0]}}
     if "phases" in config:
         phases = zip(config["phases"], caches, strict=True)
-        settled["phases"] = [{**phase, "use_prefix_cache": cache} for phase, cache in phases]
+        settled["phases"] = [{**phase, "cache": cache} for phase, cache in phases]
     return settled
 
 

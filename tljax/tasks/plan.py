@@ -99,7 +99,7 @@ def plan_phases(
         if early:
             raise ValueError(
                 f"config.phases[{index}]: {', '.join(early)} are before {plan.start!r} and are trained by an earlier "
-                "phase, so their activations cannot be computed beforehand; set its use_prefix_cache to False"
+                "phase, so their activations cannot be computed beforehand; set its cache to 'never'"
             )
         moved |= set(plan.groups.trained_stages)
     return plans
@@ -118,7 +118,7 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
     )  # fmt: skip
     start = groups.train_from if recipe.is_cached else 0
     if recipe.is_cached and net.depth(start) == 0:
-        raise ValueError("finetune.use_prefix_cache: nothing is frozen, so there is no prefix; set it to False")
+        raise ValueError("finetune.cache: nothing is frozen, so there is no prefix; set it to 'never'")
     forward = Forward(
         net=net,
         training=groups.trained_stages,
@@ -191,13 +191,11 @@ def _stored_views(config: dict[str, Any], recipe: Recipe, augment: Augment, mix:
     if not recipe.is_cached:
         return None
     if "prefix" not in config:
-        raise ValueError(
-            "finetune.use_prefix_cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)"
-        )
+        raise ValueError("finetune.cache needs a section config.prefix, such as dict(dtype=..., batch_size=...)")
     if mix is not None:
         raise ValueError(
-            "finetune.use_prefix_cache stores activations of single images, and config.mix blends images; set it to "
-            "False, or leave mix out"
+            "finetune.cache stores activations of single images, and config.mix blends images; set it to 'never', or "
+            "leave mix out"
         )
     return dataclasses.replace(call("prefix", config, Prefix).views(augment), seed=config["seed"])
 

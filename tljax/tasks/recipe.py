@@ -11,10 +11,10 @@ from tljax.data.bank import Bank
 from tljax.tasks.sections import check_keys
 
 KEEP = ("last", "best")
-CACHES = (True, False, "auto")
+CACHES = ("auto", "always", "never")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # What a phase may say for itself; the rest is that of the config.
-PHASE_KEYS = ("epochs", "groups", "schedule", "image_size", "use_prefix_cache")
+PHASE_KEYS = ("epochs", "groups", "schedule", "image_size", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Recipe:
     Args:
         epochs: passes over the training images, of each phase that does not say otherwise.
         batch_size: images a step, over all devices.
-        use_prefix_cache: whether the activations of the frozen prefix are computed once and trained on: True, False, or
+        cache: whether the activations of the frozen prefix are computed once and trained on: "always", "never", or
             "auto" for where it is estimated to take less time and fits the budget and the disk; see `tasks.caching`.
         checkpoint_every: steps between checkpoints.
         evaluate_every: steps between evaluations on the validation part.
@@ -45,7 +45,7 @@ class Recipe:
 
     epochs: int
     batch_size: int
-    use_prefix_cache: bool | str
+    cache: str
     checkpoint_every: int
     evaluate_every: int
     keep: str = "last"
@@ -63,15 +63,13 @@ class Recipe:
         """Refuse numbers that no run can have."""
         counts = ("epochs", "batch_size", "checkpoint_every", "evaluate_every", "num_parts")
         problems = [f"{name} is {getattr(self, name)}, wanted at least 1" for name in counts if getattr(self, name) < 1]
-        if self.use_prefix_cache not in CACHES:
-            problems.append(f"use_prefix_cache is {self.use_prefix_cache!r}, wanted {', '.join(map(repr, CACHES))}")
-        for name, known in (("keep", KEEP), ("compute_dtype", COMPUTE_DTYPES)):
+        for name, known in (("cache", CACHES), ("keep", KEEP), ("compute_dtype", COMPUTE_DTYPES)):
             if getattr(self, name) not in known:
                 problems.append(f"{name} is {getattr(self, name)!r}, wanted {' or '.join(map(repr, known))}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             problems.append(f"average_decay is {self.average_decay}, wanted a number between 0 and 1, or None")
         if self.adapt_statistics and self.is_cached:
-            problems.append("adapt_statistics moves what use_prefix_cache stores; set one of them to False")
+            problems.append("adapt_statistics moves what a cache stores; set it to False, or cache to 'never'")
         if problems:
             raise ValueError(f"config.finetune: {'; '.join(problems)}")
         multiple = jax.device_count() * self.num_parts
@@ -85,7 +83,7 @@ class Recipe:
     @property
     def is_cached(self) -> bool:
         """Whether the prefix is stored; `tasks.caching` has decided where that was open."""
-        return self.use_prefix_cache is True
+        return self.cache == "always"
 
     def num_steps(self, epochs: int, num_images: int) -> int:
         """Length of a phase; images that do not fill a last batch come first in the next epoch.
@@ -130,7 +128,7 @@ class Prefix:
                 raise ValueError(
                     "all of config.augment but views makes every image new, and a stored prefix has a few fixed views "
                     "of each: set config.prefix.bank to their number, leave these changes out, or set "
-                    "finetune.use_prefix_cache to False"
+                    "finetune.cache to 'never'"
                 )
             return Bank(views=augment.views)
         if augment == Augment():
@@ -157,7 +155,7 @@ def phase_configs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         changed = dict(config)
         changed |= {section: phase[section] for section in ("groups", "schedule") if section in phase}
         changed["finetune"] = {
-            **config["finetune"], **{key: phase[key] for key in ("epochs", "use_prefix_cache") if key in phase}
+            **config["finetune"], **{key: phase[key] for key in ("epochs", "cache") if key in phase}
         }  # fmt: skip
         if "image_size" in phase:
             changed["model"] = {**config["model"], "image_size": phase["image_size"]}
