@@ -23,7 +23,7 @@ from tljax.data.pipeline import ordered_batches
 from tljax.data.sources import Source
 from tljax.features.store import META, FeatureStore, open_store
 from tljax.features.writing import open_for_writing
-from tljax.models.net import NORM, Arrays, Net
+from tljax.models.net import HEAD, NORM, Arrays, Net
 from tljax.paths import did_you_mean, stage_of
 from tljax.preprocess import Preprocess
 
@@ -105,7 +105,8 @@ def extract(
         source: all its images are used, in order.
         preprocess: what the params want done to an image.
         directory: of the store; made if it is not there.
-        taps: stages, by depth, whose outputs to keep, each as an array of that name.
+        taps: stages, by depth, whose outputs to keep, each as an array of that name; those of "head" are the scores
+            of its classes, and are not pooled.
         pooling: "cls", "mean" or "cls_mean" of `Net.pool`, after the net's final norm if it has one; or "grid",
             the whole output as the next stage takes it.
         views: number of dihedral views of each image; view v of image i is row i * views + v.
@@ -150,9 +151,13 @@ def _running_stages(net: Net, taps: Sequence[str], pooling: str) -> tuple[str, .
         raise ValueError(f"taps are {list(taps)}, wanted one or more stages in order of depth, each once")
     has_norm = pooling != GRID and NORM in net.stages
     end = net.depth(NORM) if has_norm else len(net.stages) - 1
-    if depths[-1] >= end:
-        last = net.stages[end - 1]
-        raise ValueError(f"no features with pooling {pooling!r} after stage {taps[-1]!r}; the last tap can be {last!r}")
+    has_scores = taps[-1] == HEAD and net.num_classes > 0 and pooling != GRID
+    pooled = depths[:-1] if has_scores else depths
+    if pooled and pooled[-1] >= end:
+        stage, last = net.stages[pooled[-1]], net.stages[end - 1]
+        raise ValueError(f"no features with pooling {pooling!r} after stage {stage!r}; the last tap can be {last!r}")
+    if has_scores:
+        return net.stages
     return net.stages[: depths[-1] + 1] + ((NORM,) if has_norm else ())
 
 
@@ -178,7 +183,7 @@ def _run(
         stop = net.depth(tap) + 1
         y, _ = net.apply(params, stats, y, start=start, stop=stop)
         start = stop
-        features[tap] = y if pooling == GRID else net.pool(_norm(net, params, stats, y), pooling)
+        features[tap] = y if pooling == GRID or tap == HEAD else net.pool(_norm(net, params, stats, y), pooling)
     return features
 
 
