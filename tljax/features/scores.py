@@ -46,7 +46,7 @@ def _evidence(left: np.ndarray, squares: np.ndarray, y: np.ndarray) -> float:
     n = len(y)
     energies = (left.T @ y) ** 2
     outside = max(float(y @ y - energies.sum()), 0.0)  # what no weights reach
-    t, evidence = 1.0, -np.inf
+    t, evidence, found = 1.0, -np.inf, -np.inf
     for _ in range(_LOGME_STEPS):
         kept = squares / (squares + t)
         size = float((kept * energies / (squares + t)).sum())  # |w|^2
