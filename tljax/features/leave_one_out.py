@@ -1,6 +1,6 @@
 """Accuracy with each example, or each group of examples, held out in turn, without fitting that often.
 
-In float64 on the host. Neighbours cost n^2 d multiply-adds in blocks of rows; ridge one singular value decomposition,
+In float64 on the host. Neighbours cost n^2 d multiply-adds in blocks of rows; ridge one spectrum,
 then n m k a strength for m = min(n, d), and g^2 m + g^3 for each group of g rows.
 """
 
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer, Shaped
 
 from tljax.features.logistic import standardisation
+from tljax.features.spectrum import left_spectrum
 
 # Of the identity to the mean variance of the standardised features.
 RIDGE_STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 4, 17))
@@ -88,9 +89,9 @@ def ridge_accuracy(
     if not min(strengths) > 0:
         raise ValueError(f"strengths are {list(strengths)}, wanted positive numbers")
     mean, scale = (part.astype(np.float64) for part in standardisation(features))
-    left, singular, _ = np.linalg.svd((features - mean) / scale, full_matrices=False)
+    left, squares = left_spectrum((features - mean) / scale)
     targets = np.eye(int(labels.max()) + 1)[labels]
-    errors = [_left_out(left, singular**2 / len(labels), targets, strength, groups) for strength in strengths]
+    errors = [_left_out(left, squares / len(labels), targets, strength, groups) for strength in strengths]
     best = min(errors, key=lambda error: float((error**2).sum()))
     return float(((targets - best).argmax(axis=1) == labels).mean())
 
