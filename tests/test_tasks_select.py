@@ -29,7 +29,7 @@ def root(tmp_path_factory):
     write_model(folder / "vit")
     write_model(folder / "headless", dataclasses.replace(VIT, num_classes=0))
     with remembering(folder / "compiled"), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "resnet18", dataclasses.replace(RESNET, num_classes=0))
+        patch.setitem(ARCHITECTURES, "resnet18", dataclasses.replace(RESNET, depths=(1,), widths=(8,), num_classes=0))
         yield folder
 
 
@@ -41,10 +41,10 @@ def select_config(root, **changes):
         "candidates": [
             {"model": {"name": f"file:{root / 'vit'}"}, "taps": TAPS, "pooling": "cls_mean", "label": "vit"},
             {"model": {"name": f"file:{root / 'headless'}"}, "taps": TAPS[1:], "pooling": "cls_mean", "label": "bare"},
-            {"model": {"name": "random:resnet18", "image_size": 16}, "taps": ("layer2_00",), "pooling": "mean"},
+            {"model": {"name": "random:resnet18", "image_size": 16}, "taps": ("layer1_00",), "pooling": "mean"},
         ],
         "select": {
-            "scores": select.KNOWN, "num_folds": 3, "strengths": (1.0, 0.01), "neighbours": 3, **SETTINGS,
+            "scores": select.KNOWN, "num_folds": 2, "strengths": (1.0, 0.01), "neighbours": 3, **SETTINGS,
         },
         **changes,
     }  # fmt: skip
@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_rows_that_are_not_for_testing(root, finished):
     assert first["width"] == values.shape[1] == 32
     assert first["scores"]["logme"] == pytest.approx(logme(values, labels), rel=1e-12)
     assert first["scores"]["knn"] == knn_accuracy(values, labels, neighbours=3)
-    folds = make_folds(source, 0, rows, 3, repeat=0)
+    folds = make_folds(source, 0, rows, 2, repeat=0)
     assert first["accuracies"] == pytest.approx(fold_accuracies(values, labels, 2, folds, (1.0, 0.01)))
     assert result["accuracy/vit block_00"] == pytest.approx(np.mean(first["accuracies"]))
     scores = store.read("head")[rows].astype(float)
@@ -92,7 +92,7 @@ def test_scores_are_those_of_the_rows_that_are_not_for_testing(root, finished):
 def test_the_run_leaves_words_and_a_picture_and_is_idempotent(root, finished, monkeypatch):
     result, record = finished
     names = [one["name"] for one in record["candidates"]]
-    assert names == ["vit block_00", "vit block_01", "bare block_01", "random:resnet18 layer2_00"]
+    assert names == ["vit block_00", "vit block_01", "bare block_01", "random:resnet18 layer1_00"]
     text = (root / "run" / "select.md").read_text()
     assert record["recommendation"] in text
     assert all(name in text for name in names)
@@ -138,7 +138,7 @@ def test_folds_hold_out_whole_groups_where_the_split_names_groups(root, tmp_path
     monkeypatch.setattr("tljax.tasks.candidates.open_source", lambda name, root: Grouped())
     monkeypatch.setattr(select, "knn_accuracy", watching)
     monkeypatch.setattr(select, "fold_accuracies", judging)
-    settings = {**select_config(root)["select"], "scores": ("knn",), "num_folds": 2}
+    settings = {**select_config(root)["select"], "scores": ("knn",)}
     config = select_config(root, split={**SPLIT, "groups": "camera"}, select=settings)
     config["candidates"] = config["candidates"][1:2]
     select.run(config, tmp_path / "run")

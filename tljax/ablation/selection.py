@@ -159,18 +159,21 @@ def score_agreement(candidates: Sequence[Scored]) -> dict[str, dict[str, float]]
 
 def spearman(first: Float[np.ndarray, "*b n"], second: Float[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b"]:
     """Return the correlation of ranks along the last axis, ties sharing the mean rank; NaN where all are tied."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(values, axis=-1) for values in (first, second)]
-    x, y = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
+    # A rank less the mean rank is half of how many are below, less how many are above.
+    x, y = (_orders(values).sum(axis=-1) for values in (first, second))
     return _ratio((x * y).sum(axis=-1), np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1)))
 
 
 def kendall(first: Float[np.ndarray, "*b n"], second: Float[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b"]:
     """Return tau-b along the last axis: pairs in one order less pairs in the other, over those not tied."""
-    x, y = (np.sign(values[..., :, None] - values[..., None, :]) for values in (first, second))
+    x, y = (_orders(values) for values in (first, second))
     total = np.sqrt(np.abs(x).sum(axis=(-2, -1)) * np.abs(y).sum(axis=(-2, -1)))
     return _ratio((x * y).sum(axis=(-2, -1)), total)
+
+
+def _orders(values: np.ndarray) -> np.ndarray:
+    """Return the order of each pair along the last axis: 1, 0 or -1."""
+    return np.sign(values[..., :, None] - values[..., None, :])
 
 
 def _ratio(part: Any, whole: Any) -> np.ndarray:
