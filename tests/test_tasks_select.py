@@ -2,21 +2,27 @@
 
 import dataclasses
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.small_runs import CLASSES, RESNET, VIT, make_config, remembering, write_model, write_pictures
+from tests.small_runs import RESNET, VIT, make_config, remembering, write_model, write_pictures
 from tljax import rundir
 from tljax.data.splits import load_split
 from tljax.features.held_out import fold_accuracies
 from tljax.features.leave_one_out import knn_accuracy
 from tljax.features.scores import leep, logme
 from tljax.features.store import FeatureStore
-from tljax.models import ARCHITECTURES
-from tljax.tasks import extract, running, select
+from tljax.models import ARCHITECTURES, Net
+from tljax.tasks import extract, select
+from tljax.tasks.candidates import Candidate
 from tljax.tasks.inputs import make_folds, open_source
+from tljax.weights.catalog import entry
+from tljax.weights.catalog_entries import CATALOG
 
+RESNET18 = ARCHITECTURES["resnet18"]  # before a small one takes its name
 TAPS = ("block_00", "block_01")
 SETTINGS = {"dtype": "float32", "batch_size": 16}
 SPLIT = {"kind": "stratified", "repeat": 0, "test_fraction": 0.25, "val_fraction": 0.0}
@@ -172,7 +178,16 @@ def test_what_cannot_be_compared_is_refused_and_leaves_no_work(root, tmp_path, c
     assert not rundir.has_work(tmp_path / "run")
 
 
-def test_a_selection_needs_no_section_model(root):
-    assert "model" not in select_config(root)
-    assert running.select("select", select_config(root))["candidates"]
-    assert open_source("folder", str(root / "pictures")).class_names == CLASSES
+def test_the_shipped_config_fits(root, tmp_path):
+    file = Path(__file__).parent.parent / "configs" / "select.py"
+    shipped = runpy.run_path(str(file))["get_config"]().to_dict()
+    for section in shipped["candidates"]:
+        candidate = Candidate(**section)
+        name = candidate.model["name"]
+        known = entry(name).architecture if name in CATALOG else name.removeprefix("random:")
+        stages = RESNET18.stages if known == "resnet18" else Net(ARCHITECTURES[known]).stages
+        assert set(candidate.taps) <= set(stages)
+    own = select_config(root)
+    changes = {name: own[name] for name in ("cache_dir", "data")}
+    result = select.run({**shipped, **changes, "candidates": own["candidates"][1:2]}, tmp_path / "run")
+    assert 0.5 < result["recommended"] <= 1

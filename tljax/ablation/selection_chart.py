@@ -51,7 +51,7 @@ def _rows(
     left = min(max(len(one.name) for one in candidates) * LETTER + 40, WIDTH * 0.62)
     scale = Scale(low=domain[0], high=domain[1], start=left, stop=RIGHT)
     parts = [text(left, 31, "probe accuracy ± standard error over folds", "small")]
-    parts += _few_ticks(scale, _TOP, bottom)
+    parts += _ticks(scale, _TOP, bottom, 4)
     for index, one in enumerate(candidates):
         y = _TOP + ROW * (index + 0.5)
         style = "strong" if one is chosen else ""
@@ -62,10 +62,10 @@ def _rows(
     return parts
 
 
-def _few_ticks(scale: Scale, top: Number, bottom: Number) -> list[str]:
-    """Draw an axis with room for few numbers."""
+def _ticks(scale: Scale, top: Number, bottom: Number, count: int) -> list[str]:
+    """Draw an axis of few numbers: it is narrower than those of other charts."""
     parts = []
-    for tick in scale.ticks(3):
+    for tick in scale.ticks(count):
         parts.append(line(scale(tick), top, scale(tick), bottom, "grid"))
         parts.append(text(scale(tick), bottom + 15, f"{tick:g}", "small", "middle"))
     return parts
@@ -85,17 +85,24 @@ def _panel(
     low, high = span(values, 0.1)
     x = Scale(low=low, high=high, start=left, stop=right)
     y = Scale(low=domain[0], high=domain[1], start=bottom, stop=top)
-    parts = [text(left, top - 8, label, "small"), *_few_ticks(x, top, bottom)]
+    parts = [text(place[0] + 4, top - 8, label, "small"), *_ticks(x, top, bottom, 3)]
     for tick in y.ticks(3):
         parts.append(line(left, y(tick), right, y(tick), "grid"))
         parts.append(text(left - 6, y(tick) + 4, f"{tick:g}", "small", "end"))
-    for index, (value, one) in enumerate(zip(values, candidates, strict=True)):
-        if not math.isfinite(value):
-            continue
-        across, error = x(value), one.standard_error
-        parts.append(line(across, y(one.mean - error), across, y(one.mean + error), f"whisker {colour(series[index])}"))
-        parts.append(marker(across, y(one.mean), series[index], _tooltip(one)))
-        parts.append(text(across + 7, y(one.mean) - 5, f"{index + 1}", "small"))
+    places = {
+        index: (x(value), y(one.mean))
+        for index, (value, one) in enumerate(zip(values, candidates, strict=True))
+        if math.isfinite(value)
+    }
+    for index, (across, up) in places.items():
+        one, style = candidates[index], colour(series[index])
+        error = one.standard_error
+        parts.append(line(across, y(one.mean - error), across, y(one.mean + error), f"whisker {style}"))
+        parts.append(marker(across, up, series[index], _tooltip(one)))
+        # Numbers stand on the right, or on the left where another marker is in the way.
+        is_crowded = any(0 <= a - across < 20 and abs(b - up) < 16 for key, (a, b) in places.items() if key != index)
+        shift, anchor = (-7, "end") if is_crowded else (7, "start")
+        parts.append(text(across + shift, up - 5, f"{index + 1}", "small", anchor))
     return parts
 
 

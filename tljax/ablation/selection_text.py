@@ -102,7 +102,7 @@ def markdown_table(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
         rows: cells.
         num_texts: columns from the left that are aligned to the left; the others are numbers.
     """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
