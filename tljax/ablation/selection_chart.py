@@ -100,7 +100,7 @@ def _panel(
         parts.append(line(across, y(one.mean - error), across, y(one.mean + error), f"whisker {style}"))
         parts.append(marker(across, up, series[index], _tooltip(one)))
         # Numbers stand on the right, or on the left where another marker is in the way.
-        is_crowded = any(0 <= a - across < 20 and abs(b - up) < 16 for key, (a, b) in places.items() if key != index)
+        is_crowded = any(0 <= a - across < 15 and abs(b - up) < 16 for key, (a, b) in places.items() if key != index)
         shift, anchor = (-7, "end") if is_crowded else (7, "start")
         parts.append(text(across + shift, up - 5, f"{index + 1}", "small", anchor))
     return parts
