@@ -165,6 +165,16 @@ def test_a_bank_holds_the_image_and_fixed_changes_of_it(tmp_path, source):
             run(source, tmp_path / "bank", **{"views": 3, "augment": augment, "seed": 5, **options, **change})
 
 
+def test_scores_of_the_head_come_with_the_features(tmp_path, source):
+    params, stats = draw_arrays(NET)
+    store = run(source, tmp_path / "store", taps=(*TAPS, "head"), dtype="float32")
+    scores, _ = jax.jit(lambda x: NET.apply(params, stats, x))(pixels(source, 0))
+    np.testing.assert_allclose(store.read("head"), scores, atol=1e-4)
+    alone = run(source, tmp_path / "alone", dtype="float32")
+    np.testing.assert_allclose(store.read(TAPS[-1]), alone.read(TAPS[-1]), atol=1e-6)
+    assert store.ingredients["params"] != alone.ingredients["params"]
+
+
 def test_features_of_a_net_without_tokens_or_norm(tmp_path, source):
     net = toy_conv()
     params, stats = draw_arrays(net)
@@ -304,6 +314,7 @@ def test_the_spec_leaves_out_what_cannot_change_the_features(source):
         ({"taps": ()}, "wanted one or more stages"),
         ({"taps": ("blok_02",)}, "did you mean 'block_0"),
         ({"taps": ("norm",)}, "the last tap can be 'block_03'"),
+        ({"taps": ("norm", "head")}, "after stage 'norm'; the last tap can be 'block_03'"),
         ({"taps": ("head",), "pooling": "grid"}, "the last tap can be 'norm'"),
         ({"dtype": "float61"}, "did you mean 'float16'"),
         ({"views": 9}, "wanted 1 to 8"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.toy import TINY_VIT, ToyConvConfig, tiny_vit, toy_conv
+from tljax.devices import MESH_AXES, make_mesh
 from tljax.models import ARCHITECTURES, Net, architecture
 from tljax.paths import stage_of
 
@@ -138,3 +139,15 @@ def test_image_sizes_and_heads_that_do_not_divide_are_refused():
         dataclasses.replace(TINY_VIT, num_heads=5)
     with pytest.raises(ValueError, match="did you mean 'dinov2_vits14'"):
         architecture("dinov2_vits16")
+
+
+def test_shapes_first_asked_for_inside_of_a_mapped_function_serve_outside_of_it():
+    net = Net(dataclasses.replace(toy_conv().architecture, num_classes=5))
+    spec = jax.sharding.PartitionSpec(MESH_AXES)
+    params, stats = Net(net.architecture).init(jax.random.key(0))
+    apply = jax.shard_map(
+        lambda x: net.apply(params, stats, x)[0],
+        mesh=make_mesh(jax.devices()), in_specs=spec, out_specs=spec, check_vma=False,
+    )  # fmt: skip
+    jax.eval_shape(apply, images(size=8, batch=8))
+    jax.jit(net.apply).lower(net.shapes, net.stat_shapes, images(size=8)).cost_analysis()

@@ -113,7 +113,8 @@ def extract(
         source: all its images are used, in order.
         preprocess: what the params want done to an image.
         directory: of the store; made if it is not there.
-        taps: stages, by depth, whose outputs to keep, each as an array of that name.
+        taps: stages, by depth, whose outputs to keep, each as an array of that name; those of "head" are the scores
+            of its classes, and are not pooled.
         pooling: a kind of `Net.pool`, after the net's final norm if it has one; or "grid", the whole output as the
             next stage takes it. Several kinds, or {stage: kinds}, make arrays named "STAGE.KIND" of one pass.
         views: of each image; view v of image i is row i * views + v, and view 0 the image as it is. All views of a

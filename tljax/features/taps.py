@@ -9,11 +9,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from tljax.devices import MESH_AXES
-from tljax.models.net import NORM, Arrays, Net
+from tljax.models.net import HEAD, NORM, Arrays, Net
 from tljax.paths import did_you_mean, stage_of
 from tljax.preprocess import Preprocess
 
 GRID = "grid"
+# The one pooling of the head: its scores as they are.
+SCORES = "scores"
 
 Pooling = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 # Hashable, as a compiled function depends on it.
@@ -26,7 +28,7 @@ def make_taps(net: Net, taps: Sequence[str], pooling: Pooling) -> Taps:
     Args:
         net: that the stages are of.
         taps: stages, in order of depth.
-        pooling: of every stage, one or several; or {stage: one or several}.
+        pooling: of every stage before the head, one or several; or {stage: one or several}.
 
     Raises:
         ValueError: unknown stages, stages out of order or behind the last features, or stages without a pooling.
@@ -39,8 +41,12 @@ def make_taps(net: Net, taps: Sequence[str], pooling: Pooling) -> Taps:
         if odd:
             near = did_you_mean(odd[0], taps)
             raise ValueError(f"pooling is of {sorted(pooling)} and taps are {list(taps)}; {odd[0]!r} is not both{near}")
-    kinds = {tap: pooling[tap] if isinstance(pooling, Mapping) else pooling for tap in taps}
-    chosen = tuple((tap, (kind,) if isinstance(kind, str) else tuple(kind)) for tap, kind in kinds.items())
+    of_head = pooling if pooling == GRID or not net.num_classes else SCORES
+    of_all = {tap: of_head if tap == HEAD else pooling for tap in taps}
+    kinds = pooling if isinstance(pooling, Mapping) else of_all
+    chosen = tuple(
+        (tap, (kind,) if isinstance(kind, str) else tuple(kind)) for tap, kind in ((tap, kinds[tap]) for tap in taps)
+    )
     for tap, of_tap in chosen:
         if not of_tap or len(set(of_tap)) < len(of_tap):
             raise ValueError(f"pooling of {tap!r} is {list(of_tap)}, wanted one or more kinds, each once")
@@ -50,6 +56,8 @@ def make_taps(net: Net, taps: Sequence[str], pooling: Pooling) -> Taps:
 
 
 def _check_depth(net: Net, tap: str, kind: str) -> None:
+    if (tap, kind) == (HEAD, SCORES) and net.num_classes:
+        return
     end = net.depth(NORM) if kind != GRID and NORM in net.stages else len(net.stages) - 1
     if net.depth(tap) >= end:
         last = net.stages[end - 1]
@@ -72,7 +80,7 @@ def array_name(tap: str, kind: str, of_tap: Sequence[str]) -> str:
 def running_stages(net: Net, taps: Taps) -> tuple[str, ...]:
     """Return the stages that the features depend on."""
     stages = net.stages[: net.depth(taps[-1][0]) + 1]
-    needs_norm = NORM in net.stages and any(kind != GRID for _, of_tap in taps for kind in of_tap)
+    needs_norm = NORM in net.stages and any(kind not in (GRID, SCORES) for _, of_tap in taps for kind in of_tap)
     return stages if not needs_norm or NORM in stages else (*stages, NORM)
 
 
@@ -98,9 +106,9 @@ def run_to_taps(
             stop = net.depth(tap) + 1
             y, _ = net.apply(params, stats, y, start=start, stop=stop)
             start = stop
-            normed = y if of_tap == (GRID,) else _norm(net, params, stats, y)
+            normed = y if of_tap in ((GRID,), (SCORES,)) else _norm(net, params, stats, y)
             for kind in of_tap:
-                features[array_name(tap, kind, of_tap)] = y if kind == GRID else net.pool(normed, kind)
+                features[array_name(tap, kind, of_tap)] = y if kind in (GRID, SCORES) else net.pool(normed, kind)
         return features
 
     spread = P(MESH_AXES)

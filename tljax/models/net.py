@@ -225,7 +225,9 @@ class Net:
 
 def _layout(architecture: Architecture, stage: str) -> _Layout:
     module = nnx.eval_shape(lambda: architecture.build(stage, nnx.Rngs(0)))
-    graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
+    # Without the mesh that they have where this runs inside of a mapped function: layouts are kept.
+    params, stats = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
     return _Layout(graph=graph, params=_leaves(stage, params), stats=_leaves(stage, stats))
 
 

@@ -14,10 +14,12 @@ from jaxtyping import Bool
 from tljax.data.label_split import label_split
 from tljax.data.sources import SOURCES, Source, source_opener
 from tljax.data.splits import (
+    Fold,
     Split,
     combine_strata,
     grouped_split,
     hashed_seed,
+    k_folds,
     load_split,
     stratified_split,
 )
@@ -128,13 +130,7 @@ def make_split(
     Raises:
         ValueError: an unknown kind or column, or a grouped split without groups.
     """
-    columns = {**source.columns, "label": _label_sets(source) if source.is_multi_label else source.labels}
-    unknown = [name for name in (*strata, *([groups] if groups else [])) if name not in columns]
-    if unknown:
-        raise ValueError(
-            f"source {source.name!r} has no column {unknown[0]!r}{did_you_mean(unknown[0], columns)}; "
-            f"it has {', '.join(sorted(columns))}"
-        )
+    columns = _split_columns(source, strata, groups)
     split_seed = hashed_seed(run_seed if seed is None else seed, f"repeat {repeat}")
     if kind == "stratified" and source.is_multi_label and "label" in strata:
         others = [columns[name][:, None] == np.unique(columns[name]) for name in strata if name != "label"]
@@ -146,13 +142,66 @@ def make_split(
         raise ValueError(f"no split kind {kind!r}{did_you_mean(kind, SPLITS)}; kinds are {', '.join(SPLITS)}")
     if groups is None:
         raise ValueError("a grouped split needs config.split.groups, the column with what must stay whole")
-    constant = [name for name in strata if _is_constant_within(columns[name], columns[groups])]
-    table = combine_strata(*(columns[name] for name in constant)) if constant else np.zeros(len(source), np.int64)
+    table = _group_strata(columns, strata, groups)
     return grouped_split(columns[groups], table, split_seed, test_fraction, val_fraction)
 
 
 def _label_sets(source: Source) -> np.ndarray:
     return np.unique(has_labels(source), axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def make_folds(
+    source: Source,
+    seed: int,
+    rows: np.ndarray,
+    num_folds: int,
+    *,
+    repeat: int,
+    strata: tuple[str, ...] = ("label",),
+    groups: str | None = None,
+) -> list[Fold]:
+    """Deal some examples of a source into folds for cross-validation.
+
+    Args:
+        source: the data.
+        seed: the run's seed.
+        rows: positions in the source.
+        num_folds: number of folds.
+        repeat: as for `make_split`.
+        strata: as for `make_split`.
+        groups: column of the source with what a fold holds out whole, whatever the kind of the split.
+
+    Returns:
+        Pairs (to train on, held out) of positions in `rows`.
+
+    Raises:
+        ValueError: an unknown column, or fewer things to deal than folds.
+    """
+    columns = _split_columns(source, strata, groups)
+    split_seed, positions = hashed_seed(seed, f"repeat {repeat}"), np.arange(len(rows))
+    if groups is None:
+        table = combine_strata(*(columns[name] for name in strata))
+        return k_folds(positions, table[rows], num_folds, split_seed)
+    table = _group_strata(columns, strata, groups)
+    return k_folds(positions, table[rows], num_folds, split_seed, groups=columns[groups][rows])
+
+
+def _split_columns(source: Source, strata: tuple[str, ...], groups: str | None) -> dict[str, np.ndarray]:
+    """Return what a split may go by, or refuse what it cannot."""
+    columns = {**source.columns, "label": _label_sets(source) if source.is_multi_label else source.labels}
+    unknown = [name for name in (*strata, *([groups] if groups else [])) if name not in columns]
+    if unknown:
+        raise ValueError(
+            f"source {source.name!r} has no column {unknown[0]!r}{did_you_mean(unknown[0], columns)}; "
+            f"it has {', '.join(sorted(columns))}"
+        )
+    return columns
+
+
+def _group_strata(columns: Mapping[str, np.ndarray], strata: tuple[str, ...], groups: str) -> np.ndarray:
+    """Combine those strata that have one value per group."""
+    constant = [name for name in strata if _is_constant_within(columns[name], columns[groups])]
+    return combine_strata(*(columns[name] for name in constant)) if constant else np.zeros(len(columns[groups]), int)
 
 
 def _is_constant_within(values: np.ndarray, groups: np.ndarray) -> bool:

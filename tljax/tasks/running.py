@@ -9,7 +9,7 @@ from tljax import rundir
 from tljax.tasks.inputs import Inputs, open_inputs
 from tljax.tasks.sections import select
 
-Work = Callable[[Mapping[str, Any], Path, Inputs], dict[str, float]]
+Work = Callable[[Mapping[str, Any], Path, Any], dict[str, float]]
 
 
 def run_task(
@@ -19,6 +19,7 @@ def run_task(
     workdir: str | Path,
     *,
     inputs: Inputs | None = None,
+    opens: Callable[[Mapping[str, Any]], Any] | None = None,
     has_parts: bool = False,
 ) -> dict[str, float]:
     """Run a task in its directory, unless it is finished.
@@ -29,6 +30,7 @@ def run_task(
         config: may hold sections of other tasks.
         workdir: of the run.
         inputs: of the config, where they are open.
+        opens: config -> inputs, which have an `identity`: another where they are not data and one pretrained net.
         has_parts: see `rundir.find`.
 
     Returns:
@@ -46,10 +48,10 @@ def run_task(
         found = rundir.find(workdir, name, chosen, has_parts=has_parts)
         if found is not None:
             return found
-        inputs = inputs or open_inputs(chosen)
-        rundir.start(workdir, name, chosen, inputs.identity)
+        opened: Any = inputs or (opens or open_inputs)(chosen)
+        rundir.start(workdir, name, chosen, opened.identity)
         started = time.monotonic()
-        result = work(chosen, Path(workdir), inputs)
+        result = work(chosen, Path(workdir), opened)
         result = {"seconds": time.monotonic() - started, **result}
         rundir.write_json(Path(workdir) / rundir.DONE, result)
         return result

@@ -20,6 +20,7 @@ _NEEDED = {
     "probe": (*_COMMON, *_PROBE),
     "finetune": (*_COMMON, *_FINETUNE),
     "lr_find": (*_COMMON, *_RECIPE, "lr_find"),
+    "select": ("seed", "cache_dir", "data", "split", "candidates", "select"),
     "soup": (*_COMMON, "split", "evaluate", "soup"),
     "explain": (*_COMMON, *_RECIPE),
     "transfer": (*_COMMON, *_PROBE, *_FINETUNE, "compare"),

@@ -16,7 +16,8 @@ def entry(name: str) -> Entry:
     if name not in CATALOG:
         raise ValueError(
             f"no weights {name!r} in the catalog{did_you_mean(name, CATALOG)}; `tljax models` lists them. Other "
-            "weights load as 'file:PATH' (a file or model folder), 'hf:OWNER/NAME' or 'timm:NAME'"
+            "weights load as 'file:PATH' (a file or model folder), 'hf:OWNER/NAME' or 'timm:NAME', and nets without "
+            "pretraining as 'random:ARCHITECTURE'"
         )
     return CATALOG[name]
 

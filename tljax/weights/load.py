@@ -15,8 +15,9 @@ from tljax.paths import stage_of
 from tljax.plain import fingerprint
 from tljax.preprocess import Preprocess
 from tljax.weights.adapt import NewHead, adapt, class_indices, select_classes, target_architecture
-from tljax.weights.options import check_options, prepared
-from tljax.weights.source import Source, check_source, open_source
+from tljax.weights.fresh import FRESH, draw, fresh_preprocess, layout_of, open_fresh
+from tljax.weights.options import adapted, check_options, prepared
+from tljax.weights.source import Source, as_preprocess, check_source, open_source
 from tljax.weights.strict import LoadReport
 
 Size = int | tuple[int, int]
@@ -74,7 +75,8 @@ def load(
 
     Args:
         name: "arch.tag" of the catalog (`tljax models` lists it), "file:PATH" (a folder or file in any known format),
-            "hf:OWNER/NAME" or "timm:NAME" on the Hugging Face hub.
+            "hf:OWNER/NAME" or "timm:NAME" on the Hugging Face hub; or "random:ARCHITECTURE", without any
+            pretraining, drawn with seed 0 or that of "random:ARCHITECTURE@SEED".
         num_classes: classes of a new head, 0 for pooled features in place of scores; None keeps the head of the
             source, if any.
         classes: names of the classes of the source's head to keep, in this order; not with `num_classes`.
@@ -103,6 +105,10 @@ def load(
     )  # fmt: skip
     # Configs that were stored as JSON have a list here.
     image_size = cast(Size, tuple(image_size)) if isinstance(image_size, list) else image_size
+    if name.startswith(f"{FRESH}:"):
+        _refuse_for_fresh(name, classes=classes, layout=layout, architecture=architecture, revision=revision)
+        sizes = {"image_size": image_size, "in_channels": in_channels, "patch_size": patch_size}
+        return _load_fresh(name, num_classes, NewHead(**dict(head or {})), dtype, preprocess, sizes)
     source = open_source(name, layout=layout, architecture=architecture, revision=revision)
     native = source.architecture
     indices = None if classes is None else class_indices(source.class_names, classes)
@@ -129,6 +135,42 @@ def load(
         report=report,
         layout=source.layout.name,
         class_names=tuple(classes) if classes is not None else None if new_head else source.class_names,
+    )
+
+
+def _refuse_for_fresh(name: str, **options: Any) -> None:
+    given = [option for option, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{name!r} has no file, so {' and '.join(given)} cannot be chosen; leave out what is not drawn"
+        )
+
+
+def _load_fresh(
+    name: str,
+    num_classes: int | None,
+    head: NewHead,
+    dtype: str,
+    given: Preprocess | Mapping[str, Any] | None,
+    sizes: Mapping[str, Any],
+) -> Pretrained:
+    """Draw what others read; every param is fresh."""
+    native, seed = open_fresh(name.partition(":")[2])
+    start = as_preprocess(given) or fresh_preprocess(native)
+    chosen = adapted(start, sizes["image_size"], sizes["in_channels"])
+    target = target_architecture(native, num_classes=num_classes, **{**sizes, "image_size": chosen.size})
+    params, stats = draw(target, seed)
+    params |= head.arrays({path: array.shape for path, array in params.items() if stage_of(path) == HEAD})
+    return Pretrained(
+        name=name,
+        description=f"{name.partition(':')[2]} without pretraining",
+        licence="none",
+        net=Net(target),
+        params={path: jnp.asarray(array, dtype) for path, array in params.items()},
+        stats=stats,
+        preprocess=chosen,
+        report=LoadReport(used={}, ignored=(), fresh=tuple(sorted({**params, **stats}))),
+        layout=layout_of(native).name,
     )
 
 

@@ -56,7 +56,11 @@ def prepared(
     in_channels: int | None,
 ) -> Preprocess:
     """Return what is to be done to images, at the size and with the channels that are asked for."""
-    chosen = preprocess_of(source, given)
+    return adapted(preprocess_of(source, given), image_size, in_channels)
+
+
+def adapted(chosen: Preprocess, image_size: int | tuple[int, int] | None, in_channels: int | None) -> Preprocess:
+    """Return the same with another size and other channels; None leaves them."""
     if image_size is not None:
         chosen = resized(chosen, image_size)
     if in_channels is not None and in_channels != len(chosen.mean):

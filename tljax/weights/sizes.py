@@ -30,11 +30,20 @@ def measure(name: str, image_size: int) -> dict[str, float]:
     if "image_size" in {item.name for item in dataclasses.fields(config)}:
         config = dataclasses.replace(config, image_size=image_size, **_partial(config, image_size))
     net = Net(config)
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, config.in_channels), jnp.float32)
-    lowered = jax.jit(lambda params, stats, x: net.apply(params, stats, x)[0]).lower(net.shapes, net.stat_shapes, image)
-    cost: Any = lowered.cost_analysis()
+    flops = forward_flops(net, (image_size, image_size, config.in_channels))
     params = sum(leaf.size for leaf in net.shapes.values())
-    return {"params_m": round(params / 1e6, 2), "gflops": round(cost["flops"] / 1e9, 2)}
+    return {"params_m": round(params / 1e6, 2), "gflops": round(flops / 1e9, 2)}
+
+
+def forward_flops(net: Net, image_shape: tuple[int, ...], stop: str | int | None = None) -> float:
+    """Return XLA's count of the FLOPs of one image up to, not including, a stage; a multiply-add is two."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+    def run(params: Any, stats: Any, x: jax.Array) -> jax.Array:
+        return net.apply(params, stats, x, stop=stop)[0]
+
+    cost: Any = jax.jit(run).lower(net.shapes, net.stat_shapes, image).cost_analysis()
+    return cost["flops"]
 
 
 def _partial(config: Any, image_size: int) -> dict[str, bool]:

@@ -174,12 +174,7 @@ def preprocess_of(source: Source, given: Preprocess | Mapping[str, Any] | None) 
     Raises:
         ValueError: neither says it; the message lists what published weights of the architecture want.
     """
-    if isinstance(given, Mapping):
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
-        }
-        return Preprocess(**fields)
-    chosen = given or source.preprocess
+    chosen = as_preprocess(given) or source.preprocess
     if chosen is not None:
         return chosen
     known = [
@@ -192,3 +187,11 @@ def preprocess_of(source: Source, given: Preprocess | Mapping[str, Any] | None) 
         f"{source.checkpoint.path} does not say how its images are prepared, and it belongs to the weights: give "
         f"preprocess=dict(size=..., resize=..., interpolation=..., mean=..., std=...){listed}"
     )
+
+
+def as_preprocess(given: Preprocess | Mapping[str, Any] | None) -> Preprocess | None:
+    """Return a preprocess that may be given as its keyword arguments."""
+    if not isinstance(given, Mapping):
+        return given
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return Preprocess(**fields)
