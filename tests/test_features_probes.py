@@ -8,7 +8,8 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from tljax.features import probes
-from tljax.features.logistic import fit_path, standardisation
+from tljax.features.linear import standardisation
+from tljax.features.logistic import fit_path
 from tljax.features.probes import PROBES, ProbeData, fit_knn, fit_logistic, fit_mlp, knn_votes
 
 OPTIONS = {

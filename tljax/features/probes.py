@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax.features.logistic import Fold, choose_strength, fit_path, standardisation
+from tljax.features.linear import standardisation
+from tljax.features.logistic import Fold, choose_strength, fit_path
 
 Fitted = tuple[np.ndarray, dict[str, Any]]
 

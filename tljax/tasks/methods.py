@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
+from tljax.data.class_weights import class_weights
 from tljax.finetune.groups import FROZEN, Groups, make_groups
 from tljax.finetune.lora import init_lora, is_lora
-from tljax.finetune.losses import class_weights, softmax_cross_entropy
+from tljax.finetune.losses import softmax_cross_entropy
 from tljax.finetune.relative_gradients import choose_stages, rgn_factors
 from tljax.paths import did_you_mean, matches_any
 from tljax.tasks.sections import call
@@ -73,9 +74,9 @@ def make_loss(
         num_classes: of the data.
         name: "softmax", one class an image.
         label_smoothing: see `finetune.losses`.
-        class_weighting: None, or a kind of `losses.class_weights`; the weights are on the targets, and not on what
-            label smoothing adds to them.
-        beta: of `losses.class_weights`.
+        class_weighting: None, or a kind of `class_weights`; the weights are on the targets, and not on what label
+            smoothing adds to them.
+        beta: of `class_weights`.
 
     Raises:
         ValueError: an unknown loss, or class weights that do not fit.
