@@ -90,7 +90,7 @@ def solve(
     def is_open(state: _State) -> Array:
         return (_gain(state) > tolerance) & state.can_descend & (state.num_steps < _MAX_STEPS)
 
-    start = _better(_begin(problem, penalties, params), _begin(problem, penalties, guess))
+    start = _begin(problem, penalties, params, guess)
     state = jax.lax.while_loop(is_open, lambda state: _advance(problem, penalties, state), start)
     return state.params, _gain(state)
 
@@ -113,17 +113,17 @@ def solve_each(
     return jax.vmap(solve_one, in_axes=1, out_axes=(1, 0))(problem.is_true, params, guess)
 
 
-def _begin(problem: Problem, penalties: Array, params: Array) -> _State:
-    margins = _margins(problem, params)
+def _begin(problem: Problem, penalties: Array, params: Array, guess: Array) -> _State:
+    """Start from the guess where it has the lower objective, else, and where it has none, from the params."""
+    starts = jnp.stack([params, guess])
+    margins = jax.vmap(lambda start: _margins(problem, start))(starts)
+    losses = jax.vmap(lambda margin: _losses(problem, margin)[0])(margins)
+    objectives = losses @ problem.weights + 0.5 * jnp.sum(penalties[None] * starts**2, axis=(1, 2))
+    is_guess = objectives[1] < objectives[0]
+    params, margins = (jnp.where(is_guess, pair[1], pair[0]) for pair in (starts, margins))
     objective, gradient, inverse = _evaluate(problem, penalties, params, margins)
     empty = jnp.zeros((_PAIRS, *params.shape), params.dtype)
     return _State(params, margins, objective, gradient, inverse, empty, empty, jnp.int32(0), jnp.bool_(True))
-
-
-def _better(first: _State, second: _State) -> _State:
-    """Return the state of the lower objective; of equals, and where the second is not finite, the first."""
-    is_second = second.objective < first.objective
-    return jax.tree.map(lambda one, other: jnp.where(is_second, other, one), first, second)
 
 
 def _advance(problem: Problem, penalties: Array, state: _State) -> _State:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +164,8 @@ def _train(
             params, moments = state
             # optax raises a float to the integer count of steps.
             with jax.numpy_dtype_promotion("standard"):
-                moves, moments = _adam().update(jax.grad(loss)(params), moments)
+                updates, moments = _adam().update(jax.grad(loss)(params), moments)
+            moves = cast(Params, updates)
             decays = {name: 0 * decay if name.endswith("bias") else decay for name in params}
             moved = {name: params[name] - rate * (moves[name] + decays[name] * params[name]) for name in params}
             return moved, moments

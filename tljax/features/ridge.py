@@ -135,21 +135,18 @@ def _decompose(
     n, d = z.shape
     products = np.zeros((d, targets.shape[1]))
     covariance = np.zeros((d, d) if d <= n else (0, 0))
+    # With more columns than rows, the rows span less than all, and their products have the same eigenvalues.
+    roots = np.sqrt(shares)[:, None] * (z - centre) if d > n else None
     for part in _blocks(n):
         rows = z[part] - centre
         weighted = rows.T * shares[part]
         products += weighted @ targets[part]
         if d <= n:
             covariance += weighted @ rows
-    if d > n:
-        # The rows span less than all, and their products with each other have the same eigenvalues.
-        roots = np.sqrt(shares)[:, None] * (z - centre)
-        eigenvalues, vectors = np.linalg.eigh(roots @ roots.T)
-    else:
-        eigenvalues, vectors = np.linalg.eigh(covariance)
+    eigenvalues, vectors = np.linalg.eigh(covariance if roots is None else roots @ roots.T)
     kept = eigenvalues > _LEAST_SHARE * max(eigenvalues[-1], np.finfo(np.float64).tiny)
     eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
-    basis = roots.T @ vectors / np.sqrt(eigenvalues) if d > n else vectors
+    basis = vectors if roots is None else roots.T @ vectors / np.sqrt(eigenvalues)
     return eigenvalues, basis, basis.T @ products
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,12 @@ import numpy as np
 
 from tljax.data.sources import Source, open_source
 from tljax.data.splits import (
+    Fold,
     Split,
     combine_strata,
     grouped_split,
     hashed_seed,
+    k_folds,
     load_split,
     stratified_split,
 )
@@ -99,6 +101,53 @@ def make_split(
     Raises:
         ValueError: an unknown kind or column, or a grouped split without groups.
     """
+    table, membership = _strata_and_groups(source, kind, strata, groups)
+    split_seed = hashed_seed(seed, f"repeat {repeat}")
+    if membership is None:
+        return stratified_split(table, split_seed, test_fraction, val_fraction)
+    return grouped_split(membership, table, split_seed, test_fraction, val_fraction)
+
+
+def make_folds(
+    source: Source,
+    indices: np.ndarray,
+    num_folds: int,
+    seed: int,
+    *,
+    kind: str,
+    repeat: int,
+    test_fraction: float,
+    val_fraction: float,
+    strata: tuple[str, ...] = ("label",),
+    groups: str | None = None,
+) -> list[Fold]:
+    """Deal images into folds as `make_split` divides them: by the same strata, and the same groups kept whole.
+
+    Args:
+        source: the data.
+        indices: which images.
+        num_folds: how many folds, at least 2.
+        seed: the run's seed.
+        kind: as for `make_split`.
+        repeat: as for `make_split`.
+        test_fraction: of the split; folds have none.
+        val_fraction: likewise.
+        strata: as for `make_split`.
+        groups: as for `make_split`.
+
+    Raises:
+        ValueError: as `make_split` and `k_folds`.
+    """
+    del test_fraction, val_fraction
+    table, membership = _strata_and_groups(source, kind, strata, groups)
+    of_groups = None if membership is None else membership[indices]
+    return k_folds(indices, table[indices], num_folds, hashed_seed(seed, f"folds {repeat}"), groups=of_groups)
+
+
+def _strata_and_groups(
+    source: Source, kind: str, strata: Sequence[str], groups: str | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the stratum of each image, and for a grouped split its group."""
     columns = {**source.columns, "label": source.labels}
     unknown = [name for name in (*strata, *([groups] if groups else [])) if name not in columns]
     if unknown:
@@ -106,17 +155,15 @@ def make_split(
             f"source {source.name!r} has no column {unknown[0]!r}{did_you_mean(unknown[0], columns)}; "
             f"it has {', '.join(sorted(columns))}"
         )
-    split_seed = hashed_seed(seed, f"repeat {repeat}")
     if kind == "stratified":
-        table = combine_strata(*(columns[name] for name in strata))
-        return stratified_split(table, split_seed, test_fraction, val_fraction)
+        return combine_strata(*(columns[name] for name in strata)), None
     if kind != "grouped":
         raise ValueError(f"no split kind {kind!r}{did_you_mean(kind, SPLITS)}; kinds are {', '.join(SPLITS)}")
     if groups is None:
         raise ValueError("a grouped split needs config.split.groups, the column with what must stay whole")
     constant = [name for name in strata if _is_constant_within(columns[name], columns[groups])]
     table = combine_strata(*(columns[name] for name in constant)) if constant else np.zeros(len(source), np.int64)
-    return grouped_split(columns[groups], table, split_seed, test_fraction, val_fraction)
+    return table, columns[groups]
 
 
 def _is_constant_within(values: np.ndarray, groups: np.ndarray) -> bool:
