@@ -1,6 +1,7 @@
 """The estimators: scikit-learn's own checks, and the same predictions as the probes that they are."""
 
 import pickle
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_are_the_probes(method):
     estimator = ESTIMATORS[method](**OPTIONS[method], num_folds=3, seed=5)
     names = np.array(["cat", "dog", "eel"])
     features, labels = data.of(data.train)
-    fitted = clone(estimator).fit(features, names[labels])
+    fitted = cast(Any, clone(estimator)).fit(features, names[labels])
     rows = np.arange(len(labels))
     folds = k_folds(rows, labels, 3, 5)
     alike = ProbeData(features=features, labels=labels, num_classes=3, folds=folds, train=rows, seed=5)

@@ -7,7 +7,7 @@ Each chooses by cross-validation on what it is given, then fits all of it. Nothi
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: features that are not finite, fewer than two classes, or fewer examples than folds.
         """
-        features, labels = validate_data(self, X, y, dtype=np.float64)
+        features, labels = cast(tuple[np.ndarray, np.ndarray], validate_data(self, X, y, dtype=np.float64))
         check_classification_targets(labels)
         self.classes_, positions = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -72,7 +72,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each of `classes_`, [n k]."""
         check_is_fitted(self)
-        features = validate_data(self, X, dtype=np.float64, reset=False)
+        features = cast(np.ndarray, validate_data(self, X, dtype=np.float64, reset=False))
         return self.classifier_.predict_proba(features.astype(np.float32))
 
     def predict(self, X: Any) -> np.ndarray:
