@@ -3,11 +3,12 @@
     from tljax.features.estimators import LogisticProbe
     LogisticProbe().fit(features, labels).score(other_features, other_labels)
 
-Each chooses by cross-validation on what it is given, then fits all of it. Nothing else in tljax imports scikit-learn.
+Each chooses by cross-validation on what it is given, then fits all of it. As scikit-learn wants it, constructors take
+any value and `fit` refuses it. Nothing else in tljax imports scikit-learn.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast, no_type_check
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
     num_folds: int
     seed: int
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any) -> "_Probe":
         """Choose by cross-validation, then fit everything.
 
         Args:
@@ -86,6 +87,7 @@ class LogisticProbe(_Probe):
 
     _method = "logistic"
 
+    @no_type_check
     def __init__(
         self,
         *,
@@ -107,6 +109,7 @@ class RidgeProbe(_Probe):
 
     _method = "ridge"
 
+    @no_type_check
     def __init__(
         self,
         *,
@@ -130,6 +133,7 @@ class KNNProbe(_Probe):
 
     _method = "knn"
 
+    @no_type_check
     def __init__(
         self,
         *,
@@ -149,6 +153,7 @@ class NearestMeanProbe(_Probe):
 
     _method = "nearest_mean"
 
+    @no_type_check
     def __init__(
         self,
         *,
@@ -168,6 +173,7 @@ class MLPProbe(_Probe):
 
     _method = "mlp"
 
+    @no_type_check
     def __init__(
         self,
         *,
