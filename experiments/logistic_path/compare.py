@@ -3,7 +3,7 @@
     .venv/bin/python experiments/logistic_path/compare.py
 
 Half an hour on two busy CPU cores, most of it for the float64 optima, which are kept in runs/logistic_path and not
-computed again. Rounds that results.csv has are not run again; remove it to begin anew. Needs `tljax[test]`. Ends with
+computed again. Fits that results.csv has are not run again; remove it to begin anew. Needs `tljax[test]`. Ends with
 exit status 1 where an objective of tljax, or a ratio of times, is not what the README says.
 """
 
@@ -12,9 +12,10 @@ import csv
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,15 @@ class Case(NamedTuple):
     ratio: float
 
 
+class Timed(NamedTuple):
+    """A fit at one strength, and what it took."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    weights: np.ndarray
+    intercepts: np.ndarray
+
+
 CASES = {"A": Case(20_000, 384, 10, 10), "B": Case(5_000, 768, 100, 5)}
 
 
@@ -70,8 +80,10 @@ def main() -> int:
             for solver, fit in SOLVERS.items():
                 if solver == BATCH and round_ > 0:
                     continue
-                if not has_rows(arguments.results, name, round_, solver):
-                    add_rows(arguments.results, name, round_, solver, fit(z, labels, case), z, labels, optima)
+                done = count_rows(arguments.results, name, round_, solver)
+                if done < len(STRENGTHS):
+                    for position, found in enumerate(fit(z, labels, case, done), done):
+                        add_row(arguments.results, (name, round_, solver), position, found, z, labels, optima)
         status |= report(name, case, read_rows(arguments.results))
     return status
 
@@ -149,17 +161,15 @@ def find_optima(z: np.ndarray, labels: np.ndarray, case: Case, path: Path) -> np
     return np.array([found[f"value_{position}"] for position in range(len(STRENGTHS))])
 
 
-def time_scikit_learn(z: np.ndarray, labels: np.ndarray, case: Case) -> list[Any]:
+def time_scikit_learn(z: np.ndarray, labels: np.ndarray, case: Case, done: int) -> Iterator[Timed]:
     """Fit one strength after the other, each from zero."""
-    fits = []
-    for strength in STRENGTHS:
+    for strength in STRENGTHS[done:]:
         cpu, wall = time.process_time(), time.perf_counter()
         fitted = LogisticRegression(C=1 / (strength * case.n), tol=1e-4, max_iter=1000).fit(z, labels)
-        fits.append((time.process_time() - cpu, time.perf_counter() - wall, fitted.coef_.T, fitted.intercept_))
-    return fits
+        yield Timed(time.process_time() - cpu, time.perf_counter() - wall, fitted.coef_.T, fitted.intercept_)
 
 
-def time_path(z: np.ndarray, labels: np.ndarray, case: Case) -> list[Any]:
+def time_path(z: np.ndarray, labels: np.ndarray, case: Case, done: int) -> Iterator[Timed]:
     """Fit the path; its time is shared out evenly."""
     cpu, wall = time.process_time(), time.perf_counter()
     path = fit_path(z, labels, case.num_classes, STRENGTHS)
@@ -167,10 +177,11 @@ def time_path(z: np.ndarray, labels: np.ndarray, case: Case) -> list[Any]:
     # The features are standardised already, to the last bits.
     weights = path.weights / path.scale[:, None]
     intercepts = path.intercepts - path.mean @ weights
-    return [(cpu / len(weights), wall / len(weights), *fit) for fit in zip(weights, intercepts, strict=True)]
+    for fit in zip(weights[done:], intercepts[done:], strict=True):
+        yield Timed(cpu / len(weights), wall / len(weights), *fit)
 
 
-def time_batch(z: np.ndarray, labels: np.ndarray, case: Case) -> list[Any]:
+def time_batch(z: np.ndarray, labels: np.ndarray, case: Case, done: int) -> Iterator[Timed]:
     """Fit all strengths at once, each from zero, with the solver of the path."""
     cpu, wall = time.process_time(), time.perf_counter()
     with jax.default_matmul_precision("highest"):
@@ -181,7 +192,8 @@ def time_batch(z: np.ndarray, labels: np.ndarray, case: Case) -> list[Any]:
         params, _ = at_once(problem, start, start, jnp.asarray(STRENGTHS, jnp.float32), jnp.float32(logistic.TOLERANCE))
         weights, intercepts = np.asarray(rotation @ params[:, :-1]), np.asarray(params[:, -1])
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return [(cpu / len(weights), wall / len(weights), *fit) for fit in zip(weights, intercepts, strict=True)]
+    for fit in zip(weights[done:], intercepts[done:], strict=True):
+        yield Timed(cpu / len(weights), wall / len(weights), *fit)
 
 
 # In the first round only: it is slow on a CPU.
@@ -197,34 +209,31 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def has_rows(path: Path, name: str, round_: int, solver: str) -> bool:
-    """Tell whether a round of a solver is among the results."""
+def count_rows(path: Path, name: str, round_: int, solver: str) -> int:
+    """Return how many strengths of a round of a solver are among the results."""
     wanted = (name, str(round_), solver)
-    return any((row["problem"], row["round"], row["solver"]) == wanted for row in read_rows(path))
+    return sum((row["problem"], row["round"], row["solver"]) == wanted for row in read_rows(path))
 
 
-def add_rows(
+def add_row(
     path: Path,
-    name: str,
-    round_: int,
-    solver: str,
-    fits: list[Any],
+    what: tuple[str, int, str],
+    position: int,
+    timed: Timed,
     z: np.ndarray,
     labels: np.ndarray,
     optima: np.ndarray,
 ) -> None:
-    """Add a round of a solver to the results, all of it or nothing."""
-    rows: list[dict[str, Any]] = list(read_rows(path))
-    z = z.astype(np.float64)
-    for strength, optimum, (cpu, wall, weights, intercepts) in zip(STRENGTHS, optima, fits, strict=True):
-        value = objective(z, labels, weights.astype(np.float64), intercepts.astype(np.float64), strength)[0]
-        numbers = (f"{strength:.3e}", f"{cpu:.3f}", f"{wall:.3f}", f"{value / optimum - 1:.1e}")
-        rows.append(dict(zip(COLUMNS, (name, round_, solver, *numbers), strict=True)))
-    with path.with_suffix(".tmp").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    path.with_suffix(".tmp").replace(path)
+    """Add a strength of a round of a solver to the results."""
+    weights, intercepts = timed.weights.astype(np.float64), timed.intercepts.astype(np.float64)
+    value = objective(z.astype(np.float64), labels, weights, intercepts, STRENGTHS[position])[0]
+    above = value / optima[position] - 1
+    numbers = (f"{STRENGTHS[position]:.3e}", f"{timed.cpu_seconds:.3f}", f"{timed.wall_seconds:.3f}", f"{above:.1e}")
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([COLUMNS] if is_new else [])
+        writer.writerow((*what, *numbers))
 
 
 def report(name: str, case: Case, rows: list[dict[str, str]]) -> int:
