@@ -49,10 +49,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.features = dict(taps=BLOCKS, pooling="cls_mean", views=1, dtype="float16", batch_size=32)
     together = "+".join(BLOCKS)
-    config.probe = dict(logistic=(*BLOCKS, together), knn=BLOCKS, mlp=BLOCKS[-1:])
+    config.probe = dict(refit_on_val=False, num_folds=0, logistic=(*BLOCKS, together), knn=BLOCKS, mlp=BLOCKS[-1:])
     config.logistic = dict(strengths=tuple(10.0**exponent for exponent in range(1, -5, -1)))
     config.knn = dict(neighbours=(5, 10, 20, 50), temperature=0.07)
-    config.mlp = dict(width=64, weight_decays=(0.01, 1.0), num_steps=100, num_stops=10)
+    config.mlp = dict(widths=(64,), learning_rates=(1e-3,), weight_decays=(0.01, 1.0), num_steps=100, num_stops=10)
 
     # `freeze` names the first stage that is trained. One block and four epochs are what the minutes allow; where there
     # is more time, `block_10`, 20 epochs and 8 views at 224 px are the recipe to start from.

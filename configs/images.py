@@ -24,10 +24,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.features = dict(taps=BLOCKS, pooling="cls_mean", views=1, dtype="float16", batch_size=16)
     together = "+".join(BLOCKS)
-    config.probe = dict(logistic=(*BLOCKS, together), knn=BLOCKS, mlp=BLOCKS[-1:])
+    config.probe = dict(refit_on_val=True, num_folds=0, logistic=(*BLOCKS, together), knn=BLOCKS, mlp=BLOCKS[-1:])
     config.logistic = dict(strengths=tuple(10.0**exponent for exponent in range(1, -5, -1)))
     config.knn = dict(neighbours=(5, 10, 20, 50), temperature=0.07)
-    config.mlp = dict(width=64, weight_decays=(0.01, 1.0), num_steps=100, num_stops=10)
+    config.mlp = dict(widths=(64,), learning_rates=(1e-3,), weight_decays=(0.01, 1.0), num_steps=100, num_stops=10)
 
     config.groups = dict(freeze="block_10", rates=dict(body=1.0, head=3.0))
     # Of the 8 flips and quarter turns: 2 is the image and its mirror image, right for most photographs.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tljax.features.logistic import choose_strength, fit_path, standardisation
+from tljax.features.linear import standardisation
+from tljax.features.logistic import choose_strength, fit_path
 
 STRENGTHS = (1.0, 1e-2, 1e-4, 1e-6)
 

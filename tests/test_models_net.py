@@ -142,7 +142,7 @@ def test_image_sizes_and_heads_that_do_not_divide_are_refused():
 
 
 def test_shapes_first_asked_for_inside_of_a_mapped_function_serve_outside_of_it():
-    net = Net(dataclasses.replace(toy_conv().architecture, num_classes=5))
+    net = Net(ToyConvConfig(num_classes=5))
     spec = jax.sharding.PartitionSpec(MESH_AXES)
     params, stats = Net(net.architecture).init(jax.random.key(0))
     apply = jax.shard_map(

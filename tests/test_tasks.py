@@ -273,7 +273,7 @@ def small_job(tmp_path, pictures):
         f"--config.model.name=file:{model}",
         "--config.model.image_size=16",
         "--config.features.taps=('block_01', 'block_03')",
-        "--config.probe={'logistic': ('block_03',), 'knn': ('block_01',)}",
+        "--config.probe={'refit_on_val': True, 'num_folds': 0, 'logistic': ('block_03',), 'knn': ('block_01',)}",
         "--config.reading.map_features=('block_03',)",
         "--config.reading.maps=('pca',)",
         "--config.reading.neighbour_features=block_03",

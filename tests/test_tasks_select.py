@@ -83,7 +83,8 @@ def test_scores_are_those_of_the_rows_that_are_not_for_testing(root, finished):
     assert first["width"] == values.shape[1] == 32
     assert first["scores"]["logme"] == pytest.approx(logme(values, labels), rel=1e-12)
     assert first["scores"]["knn"] == knn_accuracy(values, labels, neighbours=3)
-    folds = make_folds(source, 0, rows, 2, repeat=0)
+    dealt = make_folds(source, rows, 2, 0, **SPLIT)
+    folds = [(np.searchsorted(rows, train), np.searchsorted(rows, held_out)) for train, held_out in dealt]
     assert first["accuracies"] == pytest.approx(fold_accuracies(values, labels, 2, folds, (1.0, 0.01)))
     assert result["accuracy/vit block_00"] == pytest.approx(np.mean(first["accuracies"]))
     scores = store.read("head")[rows].astype(float)

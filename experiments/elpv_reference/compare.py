@@ -20,9 +20,10 @@ import tljax
 from tljax import plain
 from tljax.data.sources import Source, open_source
 from tljax.data.splits import Split, combine_strata, grouped_split, k_folds, load_fixed_splits
+from tljax.features.choosing import ProbeData
 from tljax.features.extract import extract, feature_spec
 from tljax.features.logistic import STRENGTHS
-from tljax.features.probes import ProbeData, fit_logistic
+from tljax.features.probes import fit_logistic
 from tljax.metrics import classification_metrics, mean_interval
 
 HERE = Path(__file__).parent
@@ -118,10 +119,10 @@ def score(reference: Reference, source: Source, features: dict[str, np.ndarray])
             num_classes=len(source.class_names),
             folds=folds,
             train=split.train,
-            test=split.test,
             seed=seed,
         )
-        probabilities, _ = fit_logistic(data, strengths=STRENGTHS)
+        classifier, _ = fit_logistic(data, strengths=STRENGTHS)
+        probabilities = classifier.predict_proba(columns[split.test])
         metrics = classification_metrics(probabilities, source.labels[split.test], source.weights[split.test])
         what = {"task": reference.task, "split": reference.split, "features": reference.features, "repeat": seed}
         scores.append({**what, **metrics})

@@ -16,7 +16,9 @@ from tljax.ablation.stats import (
 
 METHOD_NAMES = {
     "logistic": "logistic regression",
+    "ridge": "ridge regression",
     "knn": "k nearest neighbours",
+    "nearest_mean": "nearest class mean",
     "mlp": "MLP",
     FINETUNE: "fine-tuning",
 }

@@ -67,9 +67,20 @@ def rotate(
 
 @jax.jit
 def solve(
-    problem: Problem, params: Float[Array, "columns c"], strength: Float[Array, ""], tolerance: Float[Array, ""]
+    problem: Problem,
+    params: Float[Array, "columns c"],
+    guess: Float[Array, "columns c"],
+    strength: Float[Array, ""],
+    tolerance: Float[Array, ""],
 ) -> tuple[Float[Array, "columns c"], Float[Array, ""]]:
     """Minimise mean cross-entropy + strength / 2 * the squared params without the intercepts.
+
+    Args:
+        problem: the examples.
+        params: to start from.
+        guess: to start from where the objective is lower there.
+        strength: of the penalty.
+        tolerance: of the share below, where to stop.
 
     Returns:
         The params; the share of the objective that can still be gained, by half the squared preconditioned gradient.
@@ -79,32 +90,62 @@ def solve(
     def is_open(state: _State) -> Array:
         return (_gain(state) > tolerance) & state.can_descend & (state.num_steps < _MAX_STEPS)
 
-    def advance(state: _State) -> _State:
-        direction = -_precondition(state)
-        slope = jnp.vdot(direction, state.gradient)
-        change = _margins(problem, direction)
-        length = _line_search(problem, penalties, state, direction, change)
-        params = state.params + length * direction
-        margins = state.margins + length * change
-        objective, gradient, inverse = _evaluate(problem, penalties, params, margins)
-        return _State(
-            params=params,
-            margins=margins,
-            objective=objective,
-            gradient=gradient,
-            inverse=inverse,
-            moves=jnp.concatenate([state.moves[1:], length * direction[None]]),
-            turns=jnp.concatenate([state.turns[1:], (gradient - state.gradient)[None]]),
-            num_steps=state.num_steps + 1,
-            can_descend=(slope < 0) & (length > 0),
-        )
+    start = _begin(problem, penalties, params, guess)
+    state = jax.lax.while_loop(is_open, lambda state: _advance(problem, penalties, state), start)
+    return state.params, _gain(state)
 
-    margins = _margins(problem, params)
+
+@jax.jit
+def solve_each(
+    problem: Problem,
+    params: Float[Array, "columns k"],
+    guess: Float[Array, "columns k"],
+    strength: Float[Array, ""],
+    tolerance: Float[Array, ""],
+) -> tuple[Float[Array, "columns k"], Float[Array, " k"]]:
+    """Solve as many problems of two classes on the same features: each column of `is_true` against its opposite."""
+
+    def solve_one(is_true: Array, params: Array, guess: Array) -> tuple[Array, Array]:
+        against = problem._replace(is_true=jnp.stack([~is_true, is_true], axis=1))
+        solved, gain = solve(against, params[:, None], guess[:, None], strength, tolerance)
+        return solved[:, 0], gain
+
+    return jax.vmap(solve_one, in_axes=1, out_axes=(1, 0))(problem.is_true, params, guess)
+
+
+def _begin(problem: Problem, penalties: Array, params: Array, guess: Array) -> _State:
+    """Start from the guess where it has the lower objective, else, and where it has none, from the params."""
+    starts = jnp.stack([params, guess])
+    margins = jax.vmap(lambda start: _margins(problem, start))(starts)
+    losses = jax.vmap(lambda margin: _losses(problem, margin)[0])(margins)
+    objectives = losses @ problem.weights + 0.5 * jnp.sum(penalties[None] * starts**2, axis=(1, 2))
+    is_guess = objectives[1] < objectives[0]
+    params, margins = (jnp.where(is_guess, pair[1], pair[0]) for pair in (starts, margins))
     objective, gradient, inverse = _evaluate(problem, penalties, params, margins)
     empty = jnp.zeros((_PAIRS, *params.shape), params.dtype)
-    start = _State(params, margins, objective, gradient, inverse, empty, empty, jnp.int32(0), jnp.bool_(True))
-    state = jax.lax.while_loop(is_open, advance, start)
-    return state.params, _gain(state)
+    return _State(params, margins, objective, gradient, inverse, empty, empty, jnp.int32(0), jnp.bool_(True))
+
+
+def _advance(problem: Problem, penalties: Array, state: _State) -> _State:
+    """Take a step of L-BFGS."""
+    direction = -_precondition(state)
+    slope = jnp.vdot(direction, state.gradient)
+    change = _margins(problem, direction)
+    length = _line_search(problem, penalties, state, direction, change)
+    params = state.params + length * direction
+    margins = state.margins + length * change
+    objective, gradient, inverse = _evaluate(problem, penalties, params, margins)
+    return _State(
+        params=params,
+        margins=margins,
+        objective=objective,
+        gradient=gradient,
+        inverse=inverse,
+        moves=jnp.concatenate([state.moves[1:], length * direction[None]]),
+        turns=jnp.concatenate([state.turns[1:], (gradient - state.gradient)[None]]),
+        num_steps=state.num_steps + 1,
+        can_descend=(slope < 0) & (length > 0),
+    )
 
 
 def _gain(state: _State) -> Array:

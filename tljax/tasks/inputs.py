@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,62 +131,78 @@ def make_split(
         ValueError: an unknown kind or column, or a grouped split without groups.
     """
     columns = _split_columns(source, strata, groups)
-    split_seed = hashed_seed(run_seed if seed is None else seed, f"repeat {repeat}")
+    split_seed = _split_seed(run_seed, seed, repeat)
     if kind == "stratified" and source.is_multi_label and "label" in strata:
         others = [columns[name][:, None] == np.unique(columns[name]) for name in strata if name != "label"]
         return label_split(np.hstack([has_labels(source), *others]), split_seed, test_fraction, val_fraction)
-    if kind == "stratified":
-        table = combine_strata(*(columns[name] for name in strata))
+    table, membership = _strata_and_groups(columns, kind, strata, groups)
+    if membership is None:
         return stratified_split(table, split_seed, test_fraction, val_fraction)
+    return grouped_split(membership, table, split_seed, test_fraction, val_fraction)
+
+
+def make_folds(
+    source: Source,
+    indices: np.ndarray,
+    num_folds: int,
+    run_seed: int,
+    *,
+    kind: str,
+    repeat: int,
+    test_fraction: float,
+    val_fraction: float,
+    strata: tuple[str, ...] = ("label",),
+    groups: str | None = None,
+    seed: int | None = None,
+) -> list[Fold]:
+    """Deal images into folds as `make_split` divides them: by the same strata, and the same groups kept whole.
+
+    Args:
+        source: the data; the whole set of its labels is a stratum where it is multi-label.
+        indices: which images.
+        num_folds: how many folds, at least 2.
+        run_seed: the run's seed.
+        kind: as for `make_split`.
+        repeat: as for `make_split`.
+        test_fraction: of the split; folds have none.
+        val_fraction: likewise.
+        strata: as for `make_split`.
+        groups: as for `make_split`.
+        seed: as for `make_split`.
+
+    Raises:
+        ValueError: as `make_split` and `k_folds`.
+    """
+    del test_fraction, val_fraction
+    table, membership = _strata_and_groups(_split_columns(source, strata, groups), kind, strata, groups)
+    of_groups = None if membership is None else membership[indices]
+    return k_folds(indices, table[indices], num_folds, _split_seed(run_seed, seed, repeat), groups=of_groups)
+
+
+def _split_seed(run_seed: int, seed: int | None, repeat: int) -> int:
+    return hashed_seed(run_seed if seed is None else seed, f"repeat {repeat}")
+
+
+def _strata_and_groups(
+    columns: Mapping[str, np.ndarray], kind: str, strata: Sequence[str], groups: str | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the stratum of each image, and for a grouped split its group."""
+    if kind == "stratified":
+        return combine_strata(*(columns[name] for name in strata)), None
     if kind != "grouped":
         raise ValueError(f"no split kind {kind!r}{did_you_mean(kind, SPLITS)}; kinds are {', '.join(SPLITS)}")
     if groups is None:
         raise ValueError("a grouped split needs config.split.groups, the column with what must stay whole")
-    table = _group_strata(columns, strata, groups)
-    return grouped_split(columns[groups], table, split_seed, test_fraction, val_fraction)
+    constant = [name for name in strata if _is_constant_within(columns[name], columns[groups])]
+    nothing = np.zeros(len(columns[groups]), np.int64)
+    return combine_strata(*(columns[name] for name in constant)) if constant else nothing, columns[groups]
 
 
 def _label_sets(source: Source) -> np.ndarray:
     return np.unique(has_labels(source), axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def make_folds(
-    source: Source,
-    seed: int,
-    rows: np.ndarray,
-    num_folds: int,
-    *,
-    repeat: int,
-    strata: tuple[str, ...] = ("label",),
-    groups: str | None = None,
-) -> list[Fold]:
-    """Deal some examples of a source into folds for cross-validation.
-
-    Args:
-        source: the data.
-        seed: the run's seed.
-        rows: positions in the source.
-        num_folds: number of folds.
-        repeat: as for `make_split`.
-        strata: as for `make_split`.
-        groups: column of the source with what a fold holds out whole, whatever the kind of the split.
-
-    Returns:
-        Pairs (to train on, held out) of positions in `rows`.
-
-    Raises:
-        ValueError: an unknown column, or fewer things to deal than folds.
-    """
-    columns = _split_columns(source, strata, groups)
-    split_seed, positions = hashed_seed(seed, f"repeat {repeat}"), np.arange(len(rows))
-    if groups is None:
-        table = combine_strata(*(columns[name] for name in strata))
-        return k_folds(positions, table[rows], num_folds, split_seed)
-    table = _group_strata(columns, strata, groups)
-    return k_folds(positions, table[rows], num_folds, split_seed, groups=columns[groups][rows])
-
-
-def _split_columns(source: Source, strata: tuple[str, ...], groups: str | None) -> dict[str, np.ndarray]:
+def _split_columns(source: Source, strata: Sequence[str], groups: str | None) -> dict[str, np.ndarray]:
     """Return what a split may go by, or refuse what it cannot."""
     columns = {**source.columns, "label": _label_sets(source) if source.is_multi_label else source.labels}
     unknown = [name for name in (*strata, *([groups] if groups else [])) if name not in columns]
@@ -196,12 +212,6 @@ def _split_columns(source: Source, strata: tuple[str, ...], groups: str | None) 
             f"it has {', '.join(sorted(columns))}"
         )
     return columns
-
-
-def _group_strata(columns: Mapping[str, np.ndarray], strata: tuple[str, ...], groups: str) -> np.ndarray:
-    """Combine those strata that have one value per group."""
-    constant = [name for name in strata if _is_constant_within(columns[name], columns[groups])]
-    return combine_strata(*(columns[name] for name in constant)) if constant else np.zeros(len(columns[groups]), int)
 
 
 def _is_constant_within(values: np.ndarray, groups: np.ndarray) -> bool:

@@ -8,16 +8,11 @@ from typing import Any
 
 import jax
 
+from tljax.data.class_weights import class_weights
 from tljax.data.sources import Source
 from tljax.finetune.groups import FROZEN, Groups, make_groups
 from tljax.finetune.lora import init_lora, is_lora
-from tljax.finetune.losses import (
-    class_weights,
-    is_correct,
-    share_correct,
-    sigmoid_cross_entropy,
-    softmax_cross_entropy,
-)
+from tljax.finetune.losses import is_correct, share_correct, sigmoid_cross_entropy, softmax_cross_entropy
 from tljax.finetune.relative_gradients import choose_stages, rgn_factors
 from tljax.paths import did_you_mean, matches_any
 from tljax.tasks.sections import call
@@ -86,9 +81,9 @@ def make_loss(
         name: "softmax" where classes exclude each other, as one class an image or as shares; "sigmoid" for
             multi-label data.
         label_smoothing: see `finetune.losses`.
-        class_weighting: None, or a kind of `losses.class_weights`; the weights are on the targets, and not on what
-            label smoothing adds to them. A soft label counts as that of its largest share.
-        beta: of `losses.class_weights`.
+        class_weighting: None, or a kind of `class_weights`; the weights are on the targets, and not on what label
+            smoothing adds to them. A soft label counts as that of its largest share.
+        beta: of `class_weights`.
 
     Raises:
         ValueError: an unknown loss, one that does not go with the data, or class weights that do not fit.

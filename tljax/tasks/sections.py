@@ -10,6 +10,7 @@ Result = TypeVar("Result")
 
 _COMMON = ("seed", "cache_dir", "model", "data")
 _PROBE = ("split", "features", "evaluate", "probe")
+_PROBES = ("logistic", "ridge", "knn", "nearest_mean", "mlp", "few_shot")
 _RECIPE = ("split", "groups", "optimizer", "schedule", "loss", "augment", "finetune")
 _FINETUNE = (*_RECIPE, "evaluate")
 _METHODS = ("phases", "lora", "mix", "regularise", "penalties", "relative_gradients")
@@ -26,11 +27,11 @@ _NEEDED = {
     "transfer": (*_COMMON, *_PROBE, *_FINETUNE, "compare"),
 }
 _OPTIONAL = {
-    "probe": ("logistic", "knn", "mlp"),
+    "probe": _PROBES,
     "finetune": ("prefix", *_METHODS),
     "lr_find": ("prefix", *_METHODS),
     "explain": ("prefix", *_METHODS),
-    "transfer": ("logistic", "knn", "mlp", "prefix", "reading", *_METHODS),
+    "transfer": (*_PROBES, "prefix", "reading", *_METHODS),
 }
 _KNOWN = {name for sections in (*_NEEDED.values(), *_OPTIONAL.values()) for name in sections}
 

@@ -95,17 +95,20 @@ def work(config: Mapping[str, Any], workdir: Path, candidates: Candidates) -> di
     source, section = candidates.source, config["split"]
     split = call("split", config, make_split, source, config["seed"])
     indices = np.sort(np.concatenate([split.train, split.val]))
-    dealt = {name: section[name] for name in ("repeat", "strata", "groups") if name in section}
-    groups = None if dealt.get("groups") is None else source.columns[dealt["groups"]][indices]
+    named = section.get("groups")
+    groups = None if named is None else source.columns[named][indices]
+    # Groups that are named are held out whole, whatever the kind of the split.
+    dealt = {"split": {**section, "kind": "stratified" if named is None else "grouped"}}
+    folds = call("split", dealt, make_folds, source, indices, chosen.num_folds, config["seed"])
     rows = _Rows(
         indices=indices,
         labels=source.labels[indices],
         num_classes=len(source.class_names),
         groups=groups,
-        folds=make_folds(source, config["seed"], indices, chosen.num_folds, **dealt),
+        folds=[(np.searchsorted(indices, train), np.searchsorted(indices, held_out)) for train, held_out in folds],
     )
     found = _score_all(chosen, candidates, rows, Path(config["cache_dir"]) / "features")
-    held_out = "images" if groups is None else f"whole groups of {dealt['groups']!r}"
+    held_out = "images" if groups is None else f"whole groups of {named!r}"
     save_split(workdir / SPLIT, split, source)
     _write(workdir, found, config["seed"], source.name, num_images=len(indices), held_out=held_out)
     best = recommended(found)

@@ -203,11 +203,20 @@ def _timing(workdir: Path, runs: Mapping[str, Sequence[Path]]) -> list[dict[str,
 def _notes(config: Mapping[str, Any], tuned: Sequence[Path]) -> list[str]:
     return [
         *_note_on_fit(config, tuned),
-        "What the probes leave open (strength, neighbours, weight decay, steps) was chosen on the validation part, and "
-        "the fine-tuning recipe is fixed in the config; the test part only measures.",
+        f"What the probes leave open (strength, neighbours, weight decay, steps) was chosen {_choice(config)}, and the "
+        "fine-tuning recipe is fixed in the config; the test part only measures.",
         "Confidence-weighted accuracy weighs an image by how sure its label is.",
         f"Config seed {config['seed']}; a run is a function of its config.",
     ]
+
+
+def _choice(config: Mapping[str, Any]) -> str:
+    """Say what probes were chosen on and then fitted on."""
+    probes = config["probe"]
+    parts = "the training and the validation part" if probes["refit_on_val"] else "the training part"
+    if probes["num_folds"]:
+        return f"by {probes['num_folds']} folds of {parts}"
+    return "on the validation part" + (f" before the fit on {parts}" if probes["refit_on_val"] else "")
 
 
 def _note_on_fit(config: Mapping[str, Any], tuned: Sequence[Path]) -> list[str]:
