@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax
 from sklearn import metrics as sklearn_metrics
+from sklearn.linear_model import LogisticRegression
 
 from tests.small_runs import CLASSES, SIZE, make_config, metrics_of, write_model, write_pictures
 from tljax.cli import main
@@ -18,7 +19,9 @@ from tljax.data.splits import load_split
 from tljax.plain import fingerprint
 from tljax.tasks import finetune, inputs, probe, relative, soup, transfer
 from tljax.tasks.evaluation import check_choice, evaluate
+from tljax.tasks.extract import open_features
 from tljax.tasks.feed import open_feed
+from tljax.tasks.probe import read_features
 from tljax.tasks.restore import restore
 
 CONFIG = Path(__file__).parent.parent / "configs" / "table.py"
@@ -208,10 +211,37 @@ def opened(root):
     return inputs.open_inputs(table_config(root, "multi_label"))
 
 
-@pytest.mark.parametrize("task", [probe, transfer])
-def test_tasks_of_one_class_an_image_refuse_many_labels(opened, tmp_path, task):
-    with pytest.raises(ValueError, match=f"is multi-label, and `tljax {task.NAME}` takes one class an image"):
-        task.work({"probe": {}}, tmp_path, opened)
+def test_the_report_of_both_roads_is_of_one_class_an_image(opened, tmp_path):
+    with pytest.raises(ValueError, match=r"is multi-label, and `tljax transfer` takes one class an image"):
+        transfer.work({"probe": {}}, tmp_path, opened)
+
+
+def test_probes_give_each_label_a_probability(root, tmp_path):
+    taps, strengths = ("block_00", "block_01"), (1.0, 0.1, 0.01)
+    config = table_config(
+        root, "multi_label", logistic={"strengths": strengths}, knn={"neighbours": (3, 9), "temperature": 0.07},
+        features={"taps": taps, "pooling": "mean", "views": 1, "dtype": "float32", "batch_size": 16},
+        probe={"refit_on_val": True, "num_folds": 0, "logistic": ("block_01",), "knn": ("block_01",)},
+    )  # fmt: skip
+    result = probe.run(config, tmp_path / "run")
+    opened = inputs.open_inputs(config)
+    split = load_split(tmp_path / "run" / "split.npz", opened.source)
+    features = read_features(open_features(config, opened), "block_01")
+    targets = targets_of(opened.source)
+    records = {one["method"]: one for one in json.loads((tmp_path / "run" / "evaluations.json").read_text())}
+    train = np.sort(np.concatenate([split.train, split.val]))
+    # On z and with the mean over images, scikit-learn's C is 1 / (strength n).
+    strength = records["logistic"]["chosen"]["strength"]
+    mean, scale = features[train].mean(axis=0), features[train].std(axis=0)
+    z, asked = (features[train] - mean) / scale, (features[split.test] - mean) / scale
+    of_labels = [
+        LogisticRegression(C=1 / (strength * len(train)), tol=1e-8, max_iter=10_000).fit(z, targets[train, label])
+        for label in range(targets.shape[1])
+    ]
+    wanted = np.stack([one.predict_proba(asked)[:, 1] for one in of_labels], axis=1)
+    precision = sklearn_metrics.average_precision_score(targets[split.test], wanted, average="macro")
+    assert result["logistic/block 2/mean_average_precision"] == pytest.approx(precision, abs=1e-3)
+    assert set(records["knn"]["by_class"]) == set(opened.source.class_names)
 
 
 def test_nothing_is_chosen_by_labels_that_no_image_has(opened):

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from tljax.features.neighbours import nearest
+
 
 def unit_rows(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Scale rows to length 1; rows of zeros stay."""
@@ -27,11 +29,11 @@ def nearest_images(
     """
     if not 1 <= count < len(features):
         raise ValueError(f"{count} neighbours of an image among {len(features)}, wanted 1 to {len(features) - 1}")
-    rows = unit_rows(features.astype(np.float32))
-    cosines = rows[queries] @ rows.T
-    cosines[np.arange(len(queries)), queries] = -np.inf
-    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-    return nearest, np.take_along_axis(cosines, nearest, axis=1)
+    cosines, positions = nearest(features, features[queries], count + 1)
+    is_itself = positions == queries[:, None]
+    # One that has so many equals before it is not among its own neighbours.
+    is_itself[~is_itself.any(axis=1), -1] = True
+    return positions[~is_itself].reshape(-1, count), cosines[~is_itself].reshape(-1, count)
 
 
 def patch_similarity(grid: Float[np.ndarray, "h w d"], query: Float[np.ndarray, " d"]) -> Float[np.ndarray, "h w"]:

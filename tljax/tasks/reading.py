@@ -11,6 +11,7 @@ from tljax.data.splits import hashed_seed
 from tljax.features.maps import check_tsne, pca_map, sample_rows, tsne_map
 from tljax.features.similarity import nearest_images
 from tljax.features.store import FeatureStore
+from tljax.features.taps import array_name, make_taps
 from tljax.paths import did_you_mean
 from tljax.tasks.extract import open_features
 from tljax.tasks.inputs import Inputs
@@ -68,11 +69,16 @@ def check_reading(reading: Reading, config: Mapping[str, Any], inputs: Inputs) -
         ValueError: features that are not tapped, too few images, or a stage without patches.
         ImportError: t-SNE is asked for and scikit-learn is not there.
     """
-    taps = config["features"]["taps"]
+    section = config["features"]
+    taps = [
+        array_name(tap, kind, kinds)
+        for tap, kinds in make_taps(inputs.pretrained.net, section["taps"], section["pooling"])
+        for kind in kinds
+    ]
     named = [tap for name in (*reading.map_features, reading.neighbour_features) for tap in name.split("+")]
     unknown = [f"{tap!r}{did_you_mean(tap, taps)}" for tap in named if tap not in taps]
     if unknown:
-        raise ValueError(f"config.reading: no features {', '.join(unknown)}; config.features.taps has {list(taps)}")
+        raise ValueError(f"config.reading: no features {', '.join(unknown)}; config.features has {taps}")
     num_images = len(inputs.source)
     if reading.num_neighbours >= num_images:
         raise ValueError(
