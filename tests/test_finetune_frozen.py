@@ -1,5 +1,9 @@
 """Frozen means frozen, on bits: every way to choose what trains, on nets with and without running statistics."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -78,3 +82,35 @@ def test_frozen_params_and_statistics_keep_every_bit(name, method):
     # No memory is spent on what is frozen.
     moments = {path: jax.tree.leaves(own) for path, own in state.opt_state.params.items()}
     assert set(moments) == set(state.trained)
+
+
+# In a process of its own, whose hash seed the other one has not.
+PROGRAM = """
+import hashlib
+import jax
+from tests.test_finetune_frozen import job_of
+from tests.finetuning import ONE, make_batch
+from tljax.finetune.devices import make_train_step
+
+for method in ("a delta", "late stages"):
+    job = job_of("vit", method)
+    text = make_train_step(job.body, ONE).lower(*job.place(ONE), make_batch(0, 16)).as_text()
+    print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_every_process_compiles_the_same_step():
+    """Or a run that goes on in another process would add up in another order, to other bits."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+        )  # fmt: skip
+        for seed in (1, 2)
+    ]
+    first, second = (process.communicate()[0] for process in processes)
+    assert first == second
+    assert len(set(first.split())) == 2

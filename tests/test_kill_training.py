@@ -7,6 +7,7 @@ import threading
 
 import jax
 import numpy as np
+import pytest
 
 from tests import kill
 from tests.finetuning import SHARDING, make_job
@@ -69,17 +70,26 @@ def train(ready, workdir, cache_dir):
     ready()
 
 
-def test_killed_training_ends_with_the_same_bits(tmp_path):
-    seconds = kill.finish(train, tmp_path / "whole", tmp_path / "cache")
-    num_killed = kill.kill_and_finish(
-        train, tmp_path / "killed", tmp_path / "cache", kills=20, within_s=seconds / 3, seed=3
-    )
-    assert num_killed > 0
-    whole, killed = np.load(tmp_path / "whole" / "state.npz"), np.load(tmp_path / "killed" / "state.npz")
-    assert whole.files == killed.files
-    for name in whole.files:
-        np.testing.assert_array_equal(killed[name], whole[name])
-    assert (tmp_path / "killed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbs: its folder, that of its compiled steps, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    seconds = kill.finish(train, folder / "run", folder / "cache")
+    return folder / "run", folder / "cache", seconds
+
+
+def assert_same_run(killed, whole):
+    states = [np.load(run / "state.npz") for run in (killed, whole)]
+    assert states[0].files == states[1].files
+    for name in states[1].files:
+        np.testing.assert_array_equal(states[0][name], states[1][name])
+    assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+def test_killed_training_ends_with_the_same_bits(tmp_path, whole):
+    run, cache, seconds = whole
+    assert kill.kill_and_finish(train, tmp_path / "killed", cache, kills=20, within_s=seconds / 3, seed=3) > 0
+    assert_same_run(tmp_path / "killed", run)
 
 
 def train_and_die_saving(ready, workdir, cache_dir, after):
@@ -99,14 +109,9 @@ def train_and_die_saving(ready, workdir, cache_dir, after):
     train(ready, workdir, cache_dir)
 
 
-def test_training_killed_inside_a_save_ends_with_the_same_bits(tmp_path):
-    kill.finish(train, tmp_path / "whole", tmp_path / "cache")
-    num_killed = sum(
-        kill.dies(train_and_die_saving, tmp_path / "killed", tmp_path / "cache", after) for after in (0, 1, 3, 0, 2)
-    )
+def test_training_killed_inside_a_save_ends_with_the_same_bits(tmp_path, whole):
+    run, cache, _ = whole
+    num_killed = sum(kill.dies(train_and_die_saving, tmp_path / "killed", cache, after) for after in (0, 1, 3, 0, 2))
     assert num_killed >= 3
-    kill.finish(train, tmp_path / "killed", tmp_path / "cache")
-    whole, killed = (np.load(tmp_path / name / "state.npz") for name in ("whole", "killed"))
-    for name in whole.files:
-        np.testing.assert_array_equal(killed[name], whole[name])
-    assert (tmp_path / "killed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    kill.finish(train, tmp_path / "killed", cache)
+    assert_same_run(tmp_path / "killed", run)

@@ -36,7 +36,7 @@ TRANSFER = {
     "features": {
         "taps": ("block_00", "block_01"), "pooling": "cls_mean", "views": 1, "dtype": "float32", "batch_size": 8,
     },
-    "probe": {"knn": ("block_01",)},
+    "probe": {"refit_on_val": True, "num_folds": 0, "knn": ("block_01",)},
     "knn": {"neighbours": (1,), "temperature": 0.07},
     "compare": {"kinds": ("stratified",), "probe_repeats": 1, "finetune_repeats": 0, "title": "Small"},
 }  # fmt: skip

@@ -111,9 +111,12 @@ class Forward:
         return x, stats, {tap: outputs[tap] for tap in taps}
 
 
-def trained_kernels(trained: Mapping[str, Any]) -> set[str]:
-    """Return the paths of the params that the trained ones change: themselves, or the kernel of a low-rank delta."""
-    return {path.rsplit("/", 1)[0] if is_lora(path) else path for path in trained}
+def trained_kernels(trained: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paths of the params that the trained ones change: themselves, or the kernel of a low-rank delta.
+
+    In the order of `trained`, each once: sums over them are then the same to the bit in every process.
+    """
+    return tuple(dict.fromkeys(path.rsplit("/", 1)[0] if is_lora(path) else path for path in trained))
 
 
 def example_keys(key: jax.Array, size: int, axis_name: str | None) -> jax.Array:

@@ -223,6 +223,8 @@ class Net:
         return nnx.merge(layout.graph, *states)
 
 
+# Tracing the stages of a ViT takes some tenths of a second, and nets of one architecture are made again and again.
+@functools.lru_cache(maxsize=4096)
 def _layout(architecture: Architecture, stage: str) -> _Layout:
     module = nnx.eval_shape(lambda: architecture.build(stage, nnx.Rngs(0)))
     graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
