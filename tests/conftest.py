@@ -17,6 +17,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("tljax", "beartype.beartype")
 
 
+def pytest_configure(config):
+    """Compile what several tests or processes run once."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+
+
 @pytest.fixture(autouse=True)
 def _block_network(monkeypatch):
     """Refuse every connection that leaves this machine."""

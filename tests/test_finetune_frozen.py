@@ -108,7 +108,7 @@ def test_every_process_compiles_the_same_step():
             text=True,
             cwd=Path(__file__).parents[1],
             env={**os.environ, "PYTHONHASHSEED": str(seed)},
-        )  # fmt: skip
+        )
         for seed in (1, 2)
     ]
     first, second = (process.communicate()[0] for process in processes)
