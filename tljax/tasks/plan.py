@@ -17,6 +17,7 @@ from tljax.finetune.mix import Mix
 from tljax.finetune.optimizer import make_optimizer
 from tljax.finetune.penalties import BSS, Penalty, make_penalties
 from tljax.finetune.schedules import make_schedules
+from tljax.models.net import Net
 from tljax.models.noise import Regularise, stage_rates
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.methods import label_params, low_rank_deltas, make_loss
@@ -116,26 +117,8 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
     schedules = call(
         "schedule", config, make_schedules, num_steps, tuple(groups.multipliers), batch_size=recipe.batch_size
     )  # fmt: skip
-    start = groups.train_from if recipe.is_cached else 0
-    if recipe.is_cached and net.depth(start) == 0:
-        raise ValueError("finetune.cache: nothing is frozen, so there is no prefix; set it to 'never'")
-    forward = Forward(
-        net=net,
-        training=groups.trained_stages,
-        adapting=net.stages if recipe.adapt_statistics else (),
-        start=start,
-        lora_scaling=scaling,
-        regularise=call_optional("regularise", config, Regularise, None),
-        compute_dtype=None if recipe.compute_dtype == "float32" else recipe.compute_dtype,
-        use_remat=recipe.use_remat,
-    )
-    check_sampling(recipe.sampling)
-    if inputs.source.is_multi_label and recipe.sampling != UNIFORM:
-        raise ValueError(
-            f"config.finetune.sampling is {recipe.sampling!r}, by the class of an image, and in {inputs.source.name!r} "
-            f"an image has any number of them; set it to {UNIFORM!r}"
-        )
-    _check_regularise(forward)
+    forward = _forward(config, recipe, net, groups, scaling)
+    _check_sampling(recipe.sampling, inputs)
     penalties = make_penalties(net.stages, config["penalties"]) if "penalties" in config else ()
     _check_penalties(penalties, forward, recipe)
     augment, mix = call("augment", config, Augment), call_optional("mix", config, Mix, None)
@@ -165,6 +148,34 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
             "num_parts": recipe.num_parts,
         },
     )
+
+
+def _forward(config: dict[str, Any], recipe: Recipe, net: Net, groups: Groups, scaling: float | None) -> Forward:
+    """Say how the net runs."""
+    start = groups.train_from if recipe.is_cached else 0
+    if recipe.is_cached and net.depth(start) == 0:
+        raise ValueError("finetune.cache: nothing is frozen, so there is no prefix; set it to 'never'")
+    forward = Forward(
+        net=net,
+        training=groups.trained_stages,
+        adapting=net.stages if recipe.adapt_statistics else (),
+        start=start,
+        lora_scaling=scaling,
+        regularise=call_optional("regularise", config, Regularise, None),
+        compute_dtype=None if recipe.compute_dtype == "float32" else recipe.compute_dtype,
+        use_remat=recipe.use_remat,
+    )
+    _check_regularise(forward)
+    return forward
+
+
+def _check_sampling(sampling: str, inputs: Inputs) -> None:
+    check_sampling(sampling)
+    if inputs.source.is_multi_label and sampling != UNIFORM:
+        raise ValueError(
+            f"config.finetune.sampling is {sampling!r}, by the class of an image, and in {inputs.source.name!r} "
+            f"an image has any number of them; set it to {UNIFORM!r}"
+        )
 
 
 def _check_regularise(forward: Forward) -> None:
