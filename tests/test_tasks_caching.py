@@ -38,6 +38,9 @@ def test_a_run_from_the_store_is_the_run_from_images(root, tmp_path, augment):
     losses = [[row["loss"] for row in metrics_of(tmp_path / name) if "loss" in row] for name in ("images", "stored")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert len(set(losses[0])) == len(losses[0])
+    # What is frozen is the same, on the devices or in the store.
+    frozen = [rundir.read_json(tmp_path / name / "frozen.json") for name in ("images", "stored")]
+    assert frozen[0] == frozen[1]
 
 
 def test_a_bank_stands_in_for_changes_of_images(root, tmp_path):

@@ -192,9 +192,13 @@ def resize_state(state: TrainState, before: Plan, after: Plan) -> TrainState:
 
 
 def frozen_hash(plans: list[Plan], state: TrainState, fixed: Fixed) -> str:
-    """Hash, as the devices hold them, the params and statistics that may not move in the last of these phases."""
-    last = plans[-1].forward
-    still = {path: stat for path, stat in state.stats.items() if not last.moves(path)}
-    held = {**fixed.params, **state.settled, **still}
+    """Hash the params and statistics that may not move in the last of these phases.
+
+    As the devices hold them; those of a stored prefix, which are on none, as the host does.
+    """
+    plan = plans[-1]
+    still = {path: stat for path, stat in state.stats.items() if not plan.forward.moves(path)}
+    frozen = {path: value for path, value in plan.initial.items() if path not in state.trained}
+    held = {**frozen, **fixed.params, **state.settled, **still}
     # Of copies: an array keeps what it once gave to the host, and would give that again.
     return plain.fingerprint({path: plain.fingerprint(np.array(jnp.array(value))) for path, value in held.items()})
