@@ -15,6 +15,7 @@ from tljax.finetune.devices import make_eval_step, make_pmap_step, make_train_st
 from tljax.finetune.lora import init_lora
 from tljax.finetune.losses import share_correct, sigmoid_cross_entropy, softmax_cross_entropy
 from tljax.finetune.mix import Mix, draw
+from tljax.finetune.penalties import make_penalties
 from tljax.finetune.state import Fixed
 from tljax.models import Net, ResNetConfig, VitConfig
 from tljax.models.noise import Regularise
@@ -364,9 +365,7 @@ def test_class_weights_scale_the_loss_and_not_the_accuracy():
 
 def test_many_labels_are_mixed_with_the_images():
     mix = Mix(mixup_alpha=1.0)
-    job = make_job(
-        toy_conv(), 8, freeze="head", loss=sigmoid_cross_entropy, correct=share_correct, mix=mix, seed=5
-    )  # fmt: skip
+    job = make_job(toy_conv(), 8, freeze="head", loss=sigmoid_cross_entropy, correct=share_correct, mix=mix, seed=5)
     batch = {**make_batch(0, 8), "label": np.random.default_rng(0).integers(0, 2, (BATCH_SIZE, 2)).astype(np.float32)}
     state, fixed = job.place(ONE)
     _, metrics = make_train_step(job.body, ONE)(state, fixed, batch)
@@ -379,3 +378,21 @@ def test_many_labels_are_mixed_with_the_images():
     right = np.mean((scores >= 0) == (targets >= 0.5), axis=1)
     for name, wanted in (("loss", losses), ("accuracy", right)):
         np.testing.assert_allclose(metrics[name], np.average(wanted, weights=batch["weight"]), rtol=1e-5)
+
+
+def test_no_more_of_the_pretrained_net_is_held_than_penalties_read():
+    net = toy_conv()
+    settings = {
+        "l2_sp": {"strength": 0.1, "head_strength": 0.1},
+        "distillation": {"strength": 1.0, "stages": ("layer_1",)},
+    }
+
+    def held(*names):
+        penalties = make_penalties(net.stages, {name: settings[name] for name in names})
+        _, fixed = make_job(net, 8, freeze="layer_1", penalties=penalties).start()
+        return [{path.split("/")[0] for path in part} for part in (fixed.original, fixed.original_stats)]
+
+    assert held() == [set(), set()]
+    assert held("l2_sp") == [{"layer_1", "head"}, set()]
+    # The pretrained net runs to the tap, on its own statistics; the head is trained.
+    assert held("distillation") == [{"layer_0", "layer_1", "head"}, {"layer_0", "layer_1"}]

@@ -21,6 +21,8 @@ from tljax.tasks import finetune, inputs, probe, relative, soup, transfer
 from tljax.tasks.evaluation import check_choice, evaluate
 from tljax.tasks.extract import open_features
 from tljax.tasks.feed import open_feed
+from tljax.tasks.few_shot import few_shot
+from tljax.tasks.inputs import make_split
 from tljax.tasks.probe import read_features
 from tljax.tasks.restore import restore
 
@@ -196,7 +198,7 @@ def test_a_soup_of_one_run_is_that_run(root, run, tmp_path):
         ("multi_label", {"data": {"root": "nowhere"}}, "no table"),
         ("multi_label", {"data": {"file_colum": "x"}}, r"config\.data: no key 'file_colum' \(did you mean"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_with_the_labels_is_refused(root, tmp_path, kind, sections, message):
     data = sections.pop("data", {})
     config = table_config(root, kind, **sections)
@@ -211,9 +213,12 @@ def opened(root):
     return inputs.open_inputs(table_config(root, "multi_label"))
 
 
-def test_the_report_of_both_roads_is_of_one_class_an_image(opened, tmp_path):
+def test_the_report_and_few_shots_are_of_one_class_an_image(root, opened, tmp_path):
     with pytest.raises(ValueError, match=r"is multi-label, and `tljax transfer` takes one class an image"):
         transfer.work({"probe": {}}, tmp_path, opened)
+    split = make_split(opened.source, 0, **table_config(root, "multi_label")["split"])
+    with pytest.raises(ValueError, match=r"is multi-label, and config.few_shot takes one class an image"):
+        few_shot({}, opened, split, {"knn": ("block_00",)}, lambda name: np.empty(0), shots=(1,), draws=2, method="knn")
 
 
 def test_probes_give_each_label_a_probability(root, tmp_path):

@@ -6,11 +6,12 @@ import re
 import jax
 import pytest
 
-from tests.small_runs import make_config, write_model, write_pictures
+from tests.small_runs import RESNET, make_config, write_model, write_pictures
 from tljax import rundir
 from tljax.models import Net, VggConfig
 from tljax.tasks import explain, finetune, relative
 from tljax.tasks.inputs import open_inputs, open_split
+from tljax.tasks.plan import plan_phases
 from tljax.tasks.relative import plan_run
 from tljax.tasks.sections import select
 
@@ -202,3 +203,18 @@ def test_explain_prints_every_phase_and_makes_the_choice_by_gradients(root, caps
     assert plans[1].groups.trained_stages == ("block_01", "head")
     assert first != second
     assert all(stage in part for stage in ("block_01", "head") for part in (first, second))
+
+
+def test_explain_says_whose_statistics_batchnorm_uses(root):
+    write_model(root / "resnet", RESNET)
+    modes = {}
+    for adapts in (False, True):
+        config = make_config(
+            root, model={"name": f"file:{root / 'resnet'}"}, groups={"freeze": "layer2_00"},
+            finetune={"adapt_statistics": adapts},
+        )  # fmt: skip
+        inputs = open_inputs(config)
+        (plan,) = plan_phases(select("finetune", config), inputs, inputs.source.labels)
+        modes[adapts] = explain.norm_modes(plan)
+    assert modes[False] == {"stem": "frozen", "layer1_00": "frozen", "layer2_00": "batch", "head": "-"}
+    assert modes[True] == {"stem": "batch", "layer1_00": "batch", "layer2_00": "batch", "head": "-"}

@@ -197,7 +197,7 @@ def test_what_a_net_sees_is_shown_in_the_colours_of_the_page():
         ({"patch_stage": "head"}, "config.reading.patch_stage 'head': an output of shape"),
         ({"patch_stage": "blok_00"}, "no stage 'blok_00'"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_found_before_anything_is_computed(root, tmp_path, monkeypatch, changes, message):
     monkeypatch.setattr("tljax.tasks.transfer.run_task", None)
     config = config_of(root, **changes)
@@ -212,3 +212,12 @@ def test_without_scikit_learn_the_message_says_what_to_install(root, inputs, mon
         check_reading(call("reading", config, Reading), config, inputs)
     config = config_of(root, maps=("pca",))
     check_reading(call("reading", config, Reading), config, inputs)
+
+
+def test_features_of_several_poolings_are_named_by_both(root, inputs):
+    named = {"map_features": ("block_00.max",), "neighbour_features": "block_01.mean"}
+    config = config_of(root, **named)
+    config["features"]["pooling"] = ("mean", "max")
+    check_reading(Reading(**config["reading"]), config, inputs)
+    with pytest.raises(ValueError, match=r"no features 'block_01'.*config.features has .*'block_01.max'"):
+        check_reading(Reading(**{**config["reading"], "neighbour_features": "block_01"}), config, inputs)

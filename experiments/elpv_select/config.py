@@ -10,9 +10,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.cache_dir = "runs/cache"
     config.data = dict(name="elpv", root="runs/cache/data", task="binary")
     # No test part: the independent scores are of all cells.
-    config.split = dict(
-        kind="stratified", repeat=0, test_fraction=0.0, val_fraction=0.0, strata=("label", "cell_type")
-    )  # fmt: skip
+    config.split = dict(kind="stratified", repeat=0, test_fraction=0.0, val_fraction=0.0, strata=("label", "cell_type"))
     if arg == "grouped":
         config.split.groups = "block"
     config.candidates = [

@@ -4,32 +4,23 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from tljax.data.decode import IMAGE_SUFFIXES
-from tljax.data.digest import digest_images
+from tljax.data.files import ImageFiles
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """Images in one folder per class; `open_folder` makes it."""
 
-    root: Path
-    files: tuple[str, ...]
     class_names: tuple[str, ...]
     labels: Int32[np.ndarray, " n"]
-
-    @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self.root.name
 
     @property
     def targets(self) -> None:
@@ -50,27 +41,6 @@ class ImageFolder:
     def columns(self) -> Mapping[str, np.ndarray]:
         """None."""
         return {}
-
-    @property
-    def licence(self) -> str:
-        """Unknown: a folder does not say."""
-        return "not stated"
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the encoded images and their order; the first use reads every file."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return digest_images(self.name, len(self), lambda index: self[index]["image"])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int | np.integer) -> dict[str, Any]:
-        file = self.files[index]
-        return {"image": (self.root / file).read_bytes(), "name": file}
 
 
 def open_folder(root: str | os.PathLike) -> ImageFolder:
@@ -104,6 +74,7 @@ def open_folder(root: str | os.PathLike) -> ImageFolder:
         log.warning("%s: %d images are in no class folder and are left out", root, strays)
     return ImageFolder(
         root=root,
+        name=root.name,
         files=tuple(f"{file.parent.name}/{file.name}" for inside in images for file in inside),
         class_names=tuple(folder.name for folder in folders),
         labels=np.repeat(np.arange(len(folders), dtype=np.int32), [len(inside) for inside in images]),

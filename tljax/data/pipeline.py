@@ -1,7 +1,7 @@
 """Batches of decoded images: in order for extraction, as an endless random stream for training."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -42,14 +42,7 @@ def ordered_batches(
         ValueError: indices or batch_size are out of range; from the iterator, an image cannot be decoded.
     """
     _check(indices, batch_size, len(source))
-    images = (
-        grain.MapDataset.range(len(indices))
-        .map(partial(_show, indices=indices, view=view))
-        .map(partial(_load, source=source, preprocess=preprocess))
-        .map(_mark)
-        .batch(batch_size, batch_fn=partial(grain.experimental.batch_and_pad, batch_size=batch_size, pad_value=0))
-    )
-    return iter(images.to_iter_dataset(READ_OPTIONS))
+    return _in_order(indices, batch_size, view, partial(_load, source=source, preprocess=preprocess))
 
 
 def bank_batches(
@@ -71,10 +64,16 @@ def bank_batches(
         ValueError: as `ordered_batches`.
     """
     _check(indices, batch_size, len(source))
+    return _in_order(indices, batch_size, 0, partial(_load_views, source=source, preprocess=preprocess, bank=bank))
+
+
+def _in_order(
+    indices: np.ndarray, batch_size: int, view: int, load: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Iterator[dict[str, np.ndarray]]:
     images = (
         grain.MapDataset.range(len(indices))
-        .map(partial(_show, indices=indices, view=0))
-        .map(partial(_load_views, source=source, preprocess=preprocess, bank=bank))
+        .map(partial(_show, indices=indices, view=view))
+        .map(load)
         .map(_mark)
         .batch(batch_size, batch_fn=partial(grain.experimental.batch_and_pad, batch_size=batch_size, pad_value=0))
     )
@@ -129,9 +128,7 @@ def training_batches(
         augment = Augment(views=VIEWS if views is None else views)
     elif views is not None:
         raise ValueError(f"views is {views} and augment has views {augment.views}: give one of them")
-    stream = ExampleStream(
-        indices=indices, labels=source.labels, seed=seed, sampling=sampling, views=augment.views
-    )  # fmt: skip
+    stream = ExampleStream(indices=indices, labels=source.labels, seed=seed, sampling=sampling, views=augment.views)
     batches = (
         grain.MapDataset.range(sys.maxsize)
         .map(partial(_pick, stream=stream))

@@ -4,14 +4,12 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from tljax.data.digest import digest_images
+from tljax.data.files import ImageFiles
 from tljax.data.table_labels import MULTI_LABEL, Cells, LabelColumns, parse_labels, parse_number
 from tljax.paths import did_you_mean
 
@@ -22,39 +20,15 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ImageTable:
+class ImageTable(ImageFiles):
     """Images and labels by the rows of a table, in their order; `open_table` makes it."""
 
-    root: Path
-    name: str
-    files: tuple[str, ...]
     class_names: tuple[str, ...]
     labels: Int32[np.ndarray, " n"]
     targets: Float32[np.ndarray, "n k"] | None
     is_multi_label: bool
     weights: Float32[np.ndarray, " n"]
     columns: Mapping[str, np.ndarray]
-
-    @property
-    def licence(self) -> str:
-        """Unknown: a table does not say."""
-        return "not stated"
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the encoded images and their order; the first use reads every file."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return digest_images(self.name, len(self), lambda index: self[index]["image"])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int | np.integer) -> dict[str, Any]:
-        file = self.files[index]
-        return {"image": (self.root / file).read_bytes(), "name": file}
 
 
 def open_table(

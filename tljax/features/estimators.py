@@ -7,8 +7,8 @@ Each chooses by cross-validation on what it is given, then fits all of it. As sc
 any value and `fit` refuses it. Nothing else in tljax imports scikit-learn.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, cast, no_type_check
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -25,8 +25,15 @@ except ImportError as error:
     raise ImportError("tljax.features.estimators needs scikit-learn: pip install scikit-learn") from error
 
 
+# scikit-learn reads the signature; equality and printing are its own. A field is any value, as it asks: what does not
+# fit is for `fit` to refuse.
+@dataclass(kw_only=True, eq=False, repr=False)
 class _Probe(ClassifierMixin, BaseEstimator):
     """What all probes share.
+
+    Args:
+        num_folds: of the cross-validation that chooses.
+        seed: of the folds, and of what the method draws.
 
     Attributes:
         classes_: the labels, sorted; columns of `predict_proba`.
@@ -36,8 +43,8 @@ class _Probe(ClassifierMixin, BaseEstimator):
     """
 
     _method: ClassVar[str]
-    num_folds: int
-    seed: int
+    num_folds: Any = 5
+    seed: Any = 0
 
     def fit(self, X: Any, y: Any) -> "_Probe":
         """Choose by cross-validation, then fit everything.
@@ -82,117 +89,54 @@ class _Probe(ClassifierMixin, BaseEstimator):
         return self.classes_[positions]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class LogisticProbe(_Probe):
     """L2 logistic regression; see `probes.fit_logistic`."""
 
     _method = "logistic"
-
-    @no_type_check
-    def __init__(
-        self,
-        *,
-        strengths: Sequence[float] = WIDE_STRENGTHS,
-        class_weighting: str | None = None,
-        beta: float | None = None,
-        num_folds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        self.strengths = strengths
-        self.class_weighting = class_weighting
-        self.beta = beta
-        self.num_folds = num_folds
-        self.seed = seed
+    strengths: Any = WIDE_STRENGTHS
+    class_weighting: Any = None
+    beta: Any = None
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RidgeProbe(_Probe):
     """Ridge regression on the classes; see `probes.fit_ridge`."""
 
     _method = "ridge"
-
-    @no_type_check
-    def __init__(
-        self,
-        *,
-        strengths: Sequence[float] = WIDE_STRENGTHS,
-        use_leave_one_out: bool = True,
-        class_weighting: str | None = None,
-        beta: float | None = None,
-        num_folds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        self.strengths = strengths
-        self.use_leave_one_out = use_leave_one_out
-        self.class_weighting = class_weighting
-        self.beta = beta
-        self.num_folds = num_folds
-        self.seed = seed
+    strengths: Any = WIDE_STRENGTHS
+    use_leave_one_out: Any = True
+    class_weighting: Any = None
+    beta: Any = None
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class KNNProbe(_Probe):
     """k nearest neighbours by cosine; see `probes.fit_knn`."""
 
     _method = "knn"
-
-    @no_type_check
-    def __init__(
-        self,
-        *,
-        neighbours: Sequence[int] = (1, 5, 10, 20),
-        temperature: float = 0.07,
-        num_folds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        self.neighbours = neighbours
-        self.temperature = temperature
-        self.num_folds = num_folds
-        self.seed = seed
+    neighbours: Any = (1, 5, 10, 20)
+    temperature: Any = 0.07
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class NearestMeanProbe(_Probe):
     """Nearest class mean; see `probes.fit_nearest_mean`."""
 
     _method = "nearest_mean"
-
-    @no_type_check
-    def __init__(
-        self,
-        *,
-        metric: str = "euclidean",
-        temperatures: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
-        num_folds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        self.metric = metric
-        self.temperatures = temperatures
-        self.num_folds = num_folds
-        self.seed = seed
+    metric: Any = "euclidean"
+    temperatures: Any = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class MLPProbe(_Probe):
     """A network of one hidden layer; see `probes.fit_mlp`."""
 
     _method = "mlp"
-
-    @no_type_check
-    def __init__(
-        self,
-        *,
-        widths: Sequence[int] = (64,),
-        learning_rates: Sequence[float] = (1e-3, 1e-2),
-        weight_decays: Sequence[float] = (0.01, 1.0),
-        num_steps: int = 100,
-        num_stops: int = 10,
-        class_weighting: str | None = None,
-        beta: float | None = None,
-        num_folds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        self.widths = widths
-        self.learning_rates = learning_rates
-        self.weight_decays = weight_decays
-        self.num_steps = num_steps
-        self.num_stops = num_stops
-        self.class_weighting = class_weighting
-        self.beta = beta
-        self.num_folds = num_folds
-        self.seed = seed
+    widths: Any = (64,)
+    learning_rates: Any = (1e-3, 1e-2)
+    weight_decays: Any = (0.01, 1.0)
+    num_steps: Any = 100
+    num_stops: Any = 10
+    class_weighting: Any = None
+    beta: Any = None

@@ -211,9 +211,7 @@ def _compute_ahead(
         yield from _collect(*pending, size)
 
 
-def _collect(
-    count: int, outputs: Sequence[Arrays], size: int
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:  # fmt: skip
+def _collect(count: int, outputs: Sequence[Arrays], size: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Bring the outputs of all views to the host, and cut them into shares, without the padding of the batch."""
     fetched = jax.device_get(outputs)
     for first in range(0, count, size):

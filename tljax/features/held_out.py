@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Integer
 
+from tljax.features.labels import log_loss
 from tljax.features.logistic import Fold, fit_path
 
 
@@ -38,8 +39,7 @@ def fold_accuracies(
     for train, held_out in folds:
         path = fit_path(features[train], labels[train], num_classes, strengths)
         probabilities = path.predict_proba(features[held_out])  # strength row class
-        right = probabilities[:, np.arange(len(held_out)), labels[held_out]]
-        losses.append(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean(axis=1))
+        losses.append([log_loss(of_strength, labels[held_out]) for of_strength in probabilities])
         hits.append((probabilities.argmax(axis=2) == labels[held_out]).mean(axis=1))
     others = np.sum(losses, axis=0) - np.array(losses)
     return [float(of_fold[choice]) for of_fold, choice in zip(hits, others.argmin(axis=1), strict=True)]

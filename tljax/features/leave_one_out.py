@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
 
-from tljax.features.logistic import standardisation
+from tljax.features.linear import standardisation
 from tljax.features.spectrum import left_spectrum
 
 # Of the identity to the mean variance of the standardised features.

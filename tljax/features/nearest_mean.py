@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from tljax.features.labels import Labels, is_multilabel
 from tljax.features.linear import softmax, standardisation
+from tljax.features.similarity import unit_rows
 from tljax.paths import did_you_mean
 
 METRICS = ("cosine", "euclidean")
@@ -27,7 +28,7 @@ class ClassMeans:
         """Return the closeness of each class: a cosine, or minus half the mean squared distance of a feature."""
         rows = (features - self.mean) / self.scale
         if self.metric == "cosine":
-            closeness = _unit(rows) @ self.means.T
+            closeness = unit_rows(rows) @ self.means.T
         else:
             # Without the squared row, which is the same for all classes.
             closeness = (rows @ self.means.T - 0.5 * np.square(self.means).sum(axis=1)) / rows.shape[1]
@@ -73,18 +74,14 @@ def fit_class_means(
     if metric == "cosine":
         mean, scale = np.zeros_like(mean), np.ones_like(scale)
     rows = (features - mean) / scale
-    rows = _unit(rows) if metric == "cosine" else rows
+    rows = unit_rows(rows) if metric == "cosine" else rows
     counts = np.bincount(labels, minlength=num_classes)
     means = np.stack([rows[labels == k].sum(axis=0) / max(count, 1) for k, count in enumerate(counts)])
     return ClassMeans(
-        means=_unit(means) if metric == "cosine" else means,
+        means=unit_rows(means) if metric == "cosine" else means,
         is_known=(counts > 0).astype(np.float32),
         mean=mean,
         scale=scale,
         metric=metric,
         temperature=float(temperature),
     )
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)

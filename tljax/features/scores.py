@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Integer
 
-from tljax.features.logistic import standardisation
+from tljax.features.linear import standardisation
 from tljax.features.spectrum import left_spectrum
 
 Features = Float[np.ndarray, "n d"]

@@ -40,6 +40,11 @@ class Forward:
     compute_dtype: str | None = None
     use_remat: bool = False
 
+    @property
+    def in_training_mode(self) -> frozenset[str]:
+        """Stages whose BatchNorm uses and moves the statistics of the batch."""
+        return frozenset((*self.training, *self.adapting))
+
     def assemble(self, *parts: Mapping[str, Any]) -> Arrays:
         """Join dicts of params that share no path, and add the low-rank deltas to their kernels."""
         params: Arrays = {}
@@ -71,10 +76,9 @@ class Forward:
         Raises:
             ValueError: a tap is before `start`, where nothing runs.
         """
-        in_training_mode = {*self.training, *self.adapting}
         settings = {
-            "train_from": min((self.net.depth(stage) for stage in in_training_mode), default=None),
-            "frozen": [stage for stage in self.net.stages if stage not in in_training_mode],
+            "train_from": min((self.net.depth(stage) for stage in self.in_training_mode), default=None),
+            "frozen": [stage for stage in self.net.stages if stage not in self.in_training_mode],
             "whole": [stage for stage in self.adapting if stage not in self.training],
             "regularise": self.regularise,
             "keys": keys,
@@ -92,7 +96,7 @@ class Forward:
     def moves(self, path: str) -> bool:
         """Tell whether the statistic at this path moves."""
         stage = paths.stage_of(path)
-        return stage in {*self.training, *self.adapting} and self.net.depth(stage) >= self.net.depth(self.start)
+        return stage in self.in_training_mode and self.net.depth(stage) >= self.net.depth(self.start)
 
     def _run_with_taps(
         self, params: Mapping[str, Any], stats: Arrays, x: jax.Array, taps: Sequence[str], settings: Mapping[str, Any]

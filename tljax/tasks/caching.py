@@ -36,9 +36,7 @@ class Settled(NamedTuple):
     decisions: list[dict[str, Any]]
 
 
-def settle_caches(
-    config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: Path | None = None
-) -> Settled:  # fmt: skip
+def settle_caches(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: Path | None = None) -> Settled:
     """Decide for every phase with the cache "auto" what costs less, and print why; nothing is written.
 
     Args:
@@ -83,7 +81,7 @@ def _decide(config: Mapping[str, Any], inputs: Inputs, split: Split, caches: lis
 
 def _decide_phase(
     config: dict[str, Any], inputs: Inputs, split: Split, index: int, from_images: Plan
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Decide about a phase whose cache `config` turns on."""
     is_last = index == len(phase_configs(config)) - 1
     if is_last and "relative_gradients" in config:

@@ -86,7 +86,7 @@ def open_candidates(config: Mapping[str, Any], *, with_heads: bool) -> Candidate
         ValueError: a section does not fit, or two candidates are the same.
     """
     source = open_data(config)
-    check_single_label(source, "select")
+    check_single_label(source, "`tljax select`")
     if not config["candidates"]:
         raise ValueError("config.candidates is empty; list dict(model=dict(name=...), taps=(...), pooling=...)")
     num_classes = None if with_heads else len(source.class_names)

@@ -41,16 +41,20 @@ def check_choice(source: Source, indices: np.ndarray) -> None:
         )
 
 
-def check_single_label(source: Source, task: str) -> None:
+def check_single_label(source: Source, what: str) -> None:
     """Refuse multi-label data where there is no such method.
+
+    Args:
+        source: the data.
+        what: takes one class an image, for the message.
 
     Raises:
         ValueError: the data are multi-label.
     """
     if source.is_multi_label:
         raise ValueError(
-            f"{source.name!r} is multi-label, and `tljax {task}` takes one class an image; use `tljax finetune`, or "
-            "data of kind 'single' or 'soft'"
+            f"{source.name!r} is multi-label, and {what} takes one class an image; use `tljax finetune` or `tljax "
+            "probe`, or data of kind 'single' or 'soft'"
         )
 
 

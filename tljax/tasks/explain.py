@@ -61,9 +61,7 @@ def _explain(plan: Plan) -> dict[str, float]:
     step, forward = count_flops(lowered), forward_flops(plan.forward, size, shape)
     by_stage, by_depth = stage_flops(net, size, shape), _flops_by_depth(plan, size, shape)
     print(f"{'stage':<12} {'BatchNorm':>10} {'forward':>9} {'step, if trained from here':>27}   GFLOPs an image")
-    with_statistics = {stage_of(path) for path in stats}
-    for stage in net.stages:
-        mode = ("batch" if stage in plan.forward.training else "frozen") if stage in with_statistics else "-"
+    for stage, mode in norm_modes(plan).items():
         numbers = f"{by_stage[stage] / size / 1e9:>9.3f} {by_depth[stage] / size / 1e9:>27.3f}"
         print(f"{stage:<12} {mode:>10} {numbers}")
     trained, frozen = plan.groups.split(plan.initial)
@@ -77,6 +75,16 @@ def _explain(plan: Plan) -> dict[str, float]:
         "forward_gflops_per_image": forward / size / 1e9,
         "step_gflops_per_image": step / size / 1e9,
         "step_over_forward": step / forward,
+    }
+
+
+def norm_modes(plan: Plan) -> dict[str, str]:
+    """Return for each stage what its BatchNorm uses: the statistics of the "batch", "frozen" ones, or "-" for none."""
+    with_statistics = {stage_of(path) for path in plan.inputs.pretrained.stats}
+    modes = {True: "batch", False: "frozen"}
+    return {
+        stage: modes[stage in plan.forward.in_training_mode] if stage in with_statistics else "-"
+        for stage in plan.forward.net.stages
     }
 
 

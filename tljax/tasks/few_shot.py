@@ -53,7 +53,7 @@ def few_shot(
     Raises:
         ValueError: a method that has no features, too few draws, or too few images of a class.
     """
-    check_single_label(inputs.source, "probe` with `config.few_shot")
+    check_single_label(inputs.source, "config.few_shot")
     if method not in PROBES or not names_of[method]:
         raise ValueError(
             f"config.few_shot.method is {method!r}{did_you_mean(method, PROBES)}, wanted one with features in "
@@ -61,13 +61,9 @@ def few_shot(
         )
     if draws < 2:
         raise ValueError(f"config.few_shot.draws is {draws}, wanted at least 2: one says nothing of the spread")
-    labels, num_classes = inputs.source.labels, inputs.num_classes
-    drawn = []
-    for draw in range(draws):
-        seed = hashed_seed(config["seed"], f"few shots, draw {draw}")
-        train = draw_shots(labels, split.train, num_classes, shots, seed)
-        val_shots = sorted({min(count, MOST_VAL_SHOTS) for count in shots})
-        drawn.append((train, draw_shots(labels, split.val, num_classes, val_shots, seed)))
+    drawn = [
+        _draw(inputs, split, shots, hashed_seed(config["seed"], f"few shots, draw {draw}")) for draw in range(draws)
+    ]
     records = []
     for name in names_of[method]:
         features = read(name)
@@ -76,8 +72,8 @@ def few_shot(
             for train, val in drawn:
                 data = ProbeData(
                     features=features,
-                    labels=labels,
-                    num_classes=num_classes,
+                    labels=inputs.source.labels,
+                    num_classes=inputs.num_classes,
                     folds=[(train[count], val[min(count, MOST_VAL_SHOTS)])],
                     train=train[count],
                     seed=config["seed"],
@@ -88,6 +84,16 @@ def few_shot(
             records.append({"method": method, "features": name, "shots": count, **_summarise(found), "draws": found})
             log.info("%-8s on %-16s %d shots: accuracy %.3f", method, name, count, records[-1]["mean"]["accuracy"])
     return records
+
+
+def _draw(inputs: Inputs, split: Split, shots: Sequence[int], seed: int) -> tuple[dict[int, np.ndarray], ...]:
+    """Draw images to train on and to choose on, by number of images of a class."""
+    labels, num_classes = inputs.source.labels, inputs.num_classes
+    val_shots = sorted({min(count, MOST_VAL_SHOTS) for count in shots})
+    return (
+        draw_shots(labels, split.train, num_classes, shots, seed),
+        draw_shots(labels, split.val, num_classes, val_shots, seed),
+    )
 
 
 def _summarise(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

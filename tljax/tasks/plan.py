@@ -116,7 +116,7 @@ def _plan(config: dict[str, Any], inputs: Inputs, labels: Any, norms: Mapping[st
     num_steps = recipe.num_steps(recipe.epochs, len(labels))
     schedules = call(
         "schedule", config, make_schedules, num_steps, tuple(groups.multipliers), batch_size=recipe.batch_size
-    )  # fmt: skip
+    )
     forward = _forward(config, recipe, net, groups, scaling)
     _check_sampling(recipe.sampling, inputs)
     penalties = make_penalties(net.stages, config["penalties"]) if "penalties" in config else ()

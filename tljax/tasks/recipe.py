@@ -154,9 +154,7 @@ def phase_configs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         check_keys(f"config.phases[{index}]", phase, PHASE_KEYS, ())
         changed = dict(config)
         changed |= {section: phase[section] for section in ("groups", "schedule") if section in phase}
-        changed["finetune"] = {
-            **config["finetune"], **{key: phase[key] for key in ("epochs", "cache") if key in phase}
-        }  # fmt: skip
+        changed["finetune"] = {**config["finetune"], **{key: phase[key] for key in ("epochs", "cache") if key in phase}}
         if "image_size" in phase:
             changed["model"] = {**config["model"], "image_size": phase["image_size"]}
         configs.append(changed)

@@ -23,6 +23,7 @@ from tljax.ablation.selection_text import agreement_table, candidates_table, ran
 from tljax.data.splits import Fold, save_split
 from tljax.features.held_out import fold_accuracies
 from tljax.features.leave_one_out import knn_accuracy, ridge_accuracy
+from tljax.features.linear import softmax
 from tljax.features.scores import SCORES, leep
 from tljax.models.net import HEAD
 from tljax.paths import did_you_mean
@@ -126,7 +127,7 @@ def _score_all(chosen: Select, candidates: Candidates, rows: _Rows, root: Path) 
         store = features.store
         own = {}
         if HEAD in store.arrays:
-            own[LEEP] = leep(_softmax(store.read(HEAD)[rows.indices]), rows.labels)
+            own[LEEP] = leep(softmax(store.read(HEAD)[rows.indices].astype(np.float64)), rows.labels)
         for tap, name in zip(candidate.taps, names, strict=True):
             values = store.read(tap)[rows.indices].astype(np.float32)
             one = Scored(
@@ -151,11 +152,6 @@ def _scores(chosen: Select, values: np.ndarray, rows: _Rows) -> dict[str, float]
     if RIDGE in chosen.scores:
         found[RIDGE] = ridge_accuracy(values, rows.labels, groups=rows.groups)
     return found
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _write(workdir: Path, found: Sequence[Scored], seed: int, data: str, *, num_images: int, held_out: str) -> None:

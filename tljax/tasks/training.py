@@ -122,7 +122,7 @@ def _enter(plans: list[Plan], index: int, before: TrainState | None) -> TrainSta
     resized = resize_state(before, plans[index - 1], plan)
     return enter_phase(
         resized, plan.initial, plan.groups, plan.optimizer, averaged_stats=plan.averaged_stats(resized.stats)
-    )  # fmt: skip
+    )
 
 
 def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
@@ -188,7 +188,7 @@ def resize_state(state: TrainState, before: Plan, after: Plan) -> TrainState:
 
     return dataclasses.replace(
         state, trained=resize(state.trained), settled=resize(state.settled), average=resize(state.average)
-    )  # fmt: skip
+    )
 
 
 def frozen_hash(plans: list[Plan], state: TrainState, fixed: Fixed) -> str:

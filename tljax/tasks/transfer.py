@@ -78,7 +78,7 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
 
 def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
     """Run the parts that are not finished, and write the report."""
-    check_single_label(inputs.source, NAME)
+    check_single_label(inputs.source, f"`tljax {NAME}`")
     comparison = call("compare", config, Comparison)
     reading = call_optional("reading", config, Reading, None)
     if reading is not None:

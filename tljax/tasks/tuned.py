@@ -36,7 +36,7 @@ def save_tuned(workdir: Path, plan: Plan, result: Result) -> None:
 
 def write_tuned(
     workdir: Path, arrays: Mapping[str, np.ndarray], pretrained: Pretrained, lora_scaling: float | None
-) -> None:  # fmt: skip
+) -> None:
     """Write arrays that take the place of those of a pretrained net, or are low-rank deltas of them."""
     facts = {
         "pretrained": pretrained.fingerprint(),
