@@ -55,6 +55,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         num_neighbours=7,
         patch_stage=BLOCKS[-2],
     )
+    # For `tljax lr_find`.
+    config.lr_find = dict(lowest=1e-6, highest=1.0, num_steps=60)
 
     config.compare = dict(
         kinds=("stratified",),

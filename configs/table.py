@@ -45,4 +45,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         evaluate_every=50,
         keep="best",
     )
+    # For `tljax lr_find`.
+    config.lr_find = dict(lowest=1e-6, highest=1.0, num_steps=60)
     return config

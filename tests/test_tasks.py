@@ -284,6 +284,13 @@ def small_job(tmp_path, pictures):
     )
 
 
+def test_images_config_looks_for_a_rate(tmp_path, small_job, capsys):
+    assert main(["lr_find", *small_job[1:], "--config.lr_find.num_steps=12"]) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2)
+    assert 1e-6 <= float(lines["steepest"]) <= 1.0
+    assert (tmp_path / "run" / "lr_find.svg").exists()
+
+
 def test_another_comparison_reuses_the_parts_of_the_last_or_leaves_it_alone(tmp_path, small_job, capsys):
     assert main(small_job) == 0
     files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
