@@ -71,7 +71,7 @@ def zero_inputs(image_size: int) -> Inputs:
     # As unequal as classes are where class weights are wanted.
     labels = (np.arange(NUM_IMAGES) % 4 == 0).astype(np.int32)
     files = tuple(f"{index}.png" for index in range(NUM_IMAGES))
-    source = ImageFolder(root=Path(), files=files, class_names=("many", "few"), labels=labels)
+    source = ImageFolder(root=Path(), name="zeros", files=files, class_names=("many", "few"), labels=labels)
     return Inputs(source=source, pretrained=pretrained)
 
 
