@@ -360,6 +360,24 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, capsys, pictures):
     assert "config.seed: 0 there, 7 now" in capsys.readouterr().err
 
 
+def test_how_a_run_is_executed_is_recorded_and_may_change(tmp_path, capsys, small_job):
+    call = ["finetune", *small_job[1:]]
+    # An override needs a section to override.
+    file = next(flag for flag in call if flag.startswith("--config="))
+    mine = tmp_path / "mine.py"
+    text = Path(file.removeprefix("--config=")).read_text()
+    mine.write_text(text.replace("    return config", "    config.execution = dict(fsdp=2)\n    return config"))
+    assert main([f"--config={mine}" if flag == file else flag for flag in call]) == 0
+    workdir = Path(next(flag for flag in call if flag.startswith("--workdir=")).removeprefix("--workdir="))
+    assert [start["execution"]["fsdp"] for start in rundir.starts(workdir)] == [2]
+    (workdir / "done.json").unlink()
+    assert main(call) == 0
+    assert [start["execution"]["fsdp"] for start in rundir.starts(workdir)] == [2, 1]
+    mine.write_text(mine.read_text().replace("fsdp=2", "fsdp=0"))
+    assert main([f"--config={mine}" if flag == file else flag for flag in call]) == 2
+    assert "config.execution.fsdp is 0, wanted at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("task", "mistakes"),
     [

@@ -203,7 +203,13 @@ def find(
     return read_json(workdir / DONE) if (workdir / DONE).exists() and not problems else None
 
 
-def start(workdir: str | os.PathLike, task: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+def start(
+    workdir: str | os.PathLike,
+    task: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    execution: Mapping[str, Any] | None = None,
+) -> None:
     """Note what runs, on what and where, in a directory that `find` let pass and that is not finished.
 
     Args:
@@ -211,6 +217,7 @@ def start(workdir: str | os.PathLike, task: str, config: Mapping[str, Any], inpu
         task: as for `find`.
         config: as for `find`.
         inputs: what the names in the config stand for, such as hashes of weights and images.
+        execution: how it runs this time, for the record.
 
     Raises:
         ValueError: the directory has work on other inputs; the differences are listed, and nothing has changed.
@@ -230,7 +237,7 @@ def start(workdir: str | os.PathLike, task: str, config: Mapping[str, Any], inpu
             write_json(path, value)
     # Only starts that left something have a part in the results.
     earlier = starts(workdir) if has_work(workdir) else []
-    write_json(workdir / ENV, [*earlier, environment()])
+    write_json(workdir / ENV, [*earlier, {**environment(), "execution": dict(execution or {})}])
 
 
 def starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from tljax.finetune.state import TrainState
 from tljax.tasks.caching import CACHES, settle_caches
 from tljax.tasks.drifting import measure_drift
 from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric
+from tljax.tasks.execution import identity_of
 from tljax.tasks.feed import open_once
 from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
 from tljax.tasks.plan import Plan
@@ -93,7 +94,11 @@ def _train(config: Mapping[str, Any], phases: list[Phase], plan: Plan, workdir: 
     """Train to the last step; return the state that is to be kept, and the number of its phase."""
     recipe = plan.recipe
     keep_best = f"val_{main_metric(plan.inputs.source)}" if recipe.keep == "best" else None
-    saved: dict[str, Any] = {"sharding": everywhere(), "config": config, "checkpoint_dir": workdir / CHECKPOINTS}
+    saved: dict[str, Any] = {
+        "sharding": everywhere(),
+        "config": identity_of(config),
+        "checkpoint_dir": workdir / CHECKPOINTS,
+    }
     state = fit(
         phases,
         **saved,

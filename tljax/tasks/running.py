@@ -1,11 +1,13 @@
 """What all tasks that write results have in common: one directory, one process, one config, the same inputs."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tljax import rundir
+from tljax.tasks.execution import execution_of, identity_of
 from tljax.tasks.inputs import Inputs, open_inputs
 from tljax.tasks.sections import select
 
@@ -40,16 +42,17 @@ def run_task(
         ValueError: the config does not fit, the directory is in use, or it holds a run of another config or inputs.
     """
     chosen = select(name, config)
+    execution, identity = execution_of(chosen), identity_of(chosen)
     # First without the lock: results can be read where nothing can be written.
-    found = rundir.find(workdir, name, chosen, has_parts=has_parts)
+    found = rundir.find(workdir, name, identity, has_parts=has_parts)
     if found is not None:
         return found
     with rundir.only_process(workdir):
-        found = rundir.find(workdir, name, chosen, has_parts=has_parts)
+        found = rundir.find(workdir, name, identity, has_parts=has_parts)
         if found is not None:
             return found
         opened: Any = inputs or (opens or open_inputs)(chosen)
-        rundir.start(workdir, name, chosen, opened.identity)
+        rundir.start(workdir, name, identity, opened.identity, dataclasses.asdict(execution))
         started = time.monotonic()
         result = work(chosen, Path(workdir), opened)
         result = {"seconds": time.monotonic() - started, **result}

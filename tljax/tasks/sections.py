@@ -8,6 +8,8 @@ from tljax.paths import did_you_mean
 
 Result = TypeVar("Result")
 
+# How a run is executed; no run is known by it.
+EXECUTION = "execution"
 _COMMON = ("seed", "cache_dir", "model", "data")
 _PROBE = ("split", "features", "evaluate", "probe")
 _PROBES = ("logistic", "ridge", "knn", "nearest_mean", "mlp", "few_shot")
@@ -33,7 +35,7 @@ _OPTIONAL = {
     "explain": ("prefix", *_METHODS),
     "transfer": (*_PROBES, "prefix", "reading", *_METHODS),
 }
-_KNOWN = {name for sections in (*_NEEDED.values(), *_OPTIONAL.values()) for name in sections}
+_KNOWN = {EXECUTION, *(name for sections in (*_NEEDED.values(), *_OPTIONAL.values()) for name in sections)}
 
 
 def select(task: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def select(task: str, config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the config has a section that no task knows, or lacks one that this task needs.
     """
     check_keys(f"the config of {task}", config, _KNOWN, _NEEDED[task])
-    wanted = (*_NEEDED[task], *_OPTIONAL.get(task, ()))
+    wanted = (*_NEEDED[task], *_OPTIONAL.get(task, ()), EXECUTION)
     return {name: value for name, value in config.items() if name in wanted}
 
 

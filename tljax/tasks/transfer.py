@@ -11,6 +11,7 @@ from tljax import rundir
 from tljax.ablation.report import write_report
 from tljax.tasks import extract, finetune, probe
 from tljax.tasks.evaluation import check_single_label
+from tljax.tasks.execution import identity_of
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.reading import Reading, check_reading, read_features_for_report
 from tljax.tasks.running import run_task
@@ -72,7 +73,7 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
     """
     # Before a finished comparison gives way to one that a part would refuse.
     for part in _parts(config, Path(workdir)):
-        rundir.find(part.folder, part.task, select(part.task, part.config))
+        rundir.find(part.folder, part.task, identity_of(select(part.task, part.config)))
     return run_task(NAME, work, config, workdir, has_parts=True)
 
 
