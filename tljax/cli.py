@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
+
+from tljax import preemption, processes
 
 USAGE = """tljax: transfer learning for vision
 
@@ -27,12 +30,20 @@ Options:
   --config       file with get_config(); its fields are overridden with --config.section.key=value
   --workdir      where the run writes; a finished run returns its result, a half-finished one goes on (explain needs
                  none)
+  --coordinator, --num_processes, --process_id
+                 HOST:PORT of process 0, how many processes run this task together, and which this one is; SLURM, Open
+                 MPI and TPU pods say so themselves
   --[no]traceback  show where in the code an error comes from (default: no)
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one task; return 0, or 2 after an error that the user can mend."""
+    """Run one task.
+
+    Returns:
+        The exit status: 0, or `processes.FAILED` after an error that the user can mend, or `processes.REQUEUE` where
+        the run was told to end and the same command goes on with it.
+    """
     # transformers says at import that torch is missing, which here is as it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from tljax.commands import COMMANDS
@@ -61,17 +72,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _parse_config(rest)
         if not options.workdir and name not in WITHOUT_WORKDIR:
             raise ValueError(f"--workdir is missing: tljax {name} --config=FILE --workdir=DIR")
+        processes.join(_group(options))
     except Exception as error:
         # A config is a program, and fails in as many ways.
         if show_traceback:
             raise
         return _fail(_explain(error, arguments))
     try:
-        result = TASKS[name][0](config, options.workdir)
+        with preemption.ending_at_once():
+            result = TASKS[name][0](config, options.workdir)
+    except processes.Preempted as error:
+        return _fail(str(error), processes.REQUEUE)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        processes.leave(str(error), processes.FAILED)
         if show_traceback:
             raise
         return _fail(str(error))
+    except JaxRuntimeError as error:
+        if not processes.are_several():
+            raise
+        message = f"lost the other processes: {str(error).splitlines()[0]}; one of them has ended, see their logs"
+        _fail(message)
+        processes.leave(message, processes.FAILED)
     for key, value in sorted(result.items()):
         print(f"{key:<40} {value:.6g}")
     report = Path(options.workdir, "report.html") if options.workdir else None
@@ -98,6 +120,9 @@ def _parse_options(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
     """
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "Address of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which of them this is.", flag_values=values)
     flags.DEFINE_boolean("traceback", False, "Show tracebacks.", flag_values=values)
     return values, values(arguments, known_only=True)
 
@@ -145,9 +170,23 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> str:
     return str(error) if isinstance(error, known) else f"{type(error).__name__}: {error}"
 
 
-def _fail(message: str) -> int:
+def _group(options: flags.FlagValues) -> processes.Group | None:
+    """Return the processes that the flags name; None where they name none."""
+    names = ("coordinator", "num_processes", "process_id")
+    given = {name: options[name].value for name in names if options[name].value is not None}
+    missing = [f"--{name}" for name in names if name not in given]
+    if not given:
+        return None
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} missing: --coordinator, --num_processes and --process_id go together"
+        )
+    return processes.Group(**given)
+
+
+def _fail(message: str, status: int = processes.FAILED) -> int:
     print(f"tljax: {message}", file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == "__main__":
