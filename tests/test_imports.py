@@ -16,7 +16,7 @@ LAYERS = (
     ("features",),
     ("weights", "data", "metrics"),
     ("models", "preprocess", "devices"),
-    ("paths", "plain", "rundir"),
+    ("arguments", "paths", "plain", "rundir"),
 )
 HEIGHT = {name: -position for position, layer in enumerate(LAYERS) for name in layer}
 FORBIDDEN = {"tensorflow", "torch", "torchvision", "configs", "experiments", "tests"}

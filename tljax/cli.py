@@ -4,14 +4,12 @@ import inspect
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+
+from tljax.arguments import make_flags, parse_config
 
 USAGE = """tljax: transfer learning for vision
 
@@ -54,21 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = (*TASKS, *COMMANDS)
         return _fail(f"no task {name!r}{did_you_mean(name, known)}; tasks and commands are {', '.join(known)}")
     _log_to_stderr()
-    show_traceback = False
+    options, show_traceback = make_flags(workdir=str, traceback=bool), False
     try:
-        options, rest = _parse_options(arguments)
+        rest = options(arguments, known_only=True)
         show_traceback = options.traceback
-        config = _parse_config(rest)
+        config = parse_config(rest)
         if not options.workdir and name not in WITHOUT_WORKDIR:
             raise ValueError(f"--workdir is missing: tljax {name} --config=FILE --workdir=DIR")
-    except Exception as error:
-        # A config is a program, and fails in as many ways.
-        if show_traceback:
-            raise
-        return _fail(_explain(error, arguments))
-    try:
         result = TASKS[name][0](config, options.workdir)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (flags.Error, ValueError, OSError, ImportError, FloatingPointError) as error:
         if show_traceback:
             raise
         return _fail(str(error))
@@ -91,58 +83,12 @@ def _run_command(run: Callable[[list[str]], int], arguments: list[str], *, asks_
         return _fail(str(error))
 
 
-def _parse_options(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
-    """Read the flags that are not of the config; return them and the other arguments.
-
-    The flags live in objects of their own: absl's global one belongs to the program that imports this.
-    """
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
-    flags.DEFINE_boolean("traceback", False, "Show tracebacks.", flag_values=values)
-    return values, values(arguments, known_only=True)
-
-
-def _parse_config(arguments: list[str]) -> dict[str, Any]:
-    """Load the config file and override its fields."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=arguments)
-    rest = values(arguments)[1:]
-    if rest:
-        raise ValueError(f"not understood: {' '.join(rest)}; options are written --name=value")
-    if not values["config"].present:
-        raise ValueError(f"--config is missing: tljax {arguments[0]} --config=FILE --workdir=DIR")
-    to_dict = getattr(values.config, "to_dict", None)
-    if to_dict is None:
-        raise ValueError(f"get_config() returns a {type(values.config).__name__}, wanted an ml_collections.ConfigDict")
-    return to_dict()
-
-
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("jax", "orbax", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs tracebacks here, of errors that it raises too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-
-def _explain(error: BaseException, arguments: Sequence[str]) -> str:
-    """Say what is wrong with a call, or where in its config file."""
-    values = [following if flag.strip("-") == "config" else flag for flag, following in pairwise([*arguments, ""])]
-    named = [value.partition("config=")[2] or value for value in values]
-    # A file may be followed by an argument.
-    files = {os.path.abspath(name) for given in named for name in (given, given.rsplit(":", 1)[0])}
-    cause: BaseException | None = error
-    while cause is not None:
-        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            if os.path.abspath(frame.filename) in files:
-                return f"{frame.filename}, line {frame.lineno}: {type(cause).__name__}: {cause}"
-        cause = cause.__cause__ or cause.__context__
-    # What ml_collections says of a name that the config lacks: a KeyError, inside an AttributeError or not.
-    inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
-    if isinstance(inner, KeyError):
-        return f"the config has no {inner.args[0]}"
-    known = (flags.Error, AttributeError, ImportError, OSError, SyntaxError, ValueError)
-    return str(error) if isinstance(error, known) else f"{type(error).__name__}: {error}"
 
 
 def _fail(message: str) -> int:
