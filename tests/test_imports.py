@@ -18,7 +18,7 @@ LAYERS = (
     ("models", "preprocess", "devices"),
     ("rundir", "preemption"),
     ("processes",),
-    ("paths", "plain"),
+    ("arguments", "paths", "plain"),
 )
 HEIGHT = {name: -position for position, layer in enumerate(LAYERS) for name in layer}
 FORBIDDEN = {"tensorflow", "torch", "torchvision", "configs", "experiments", "tests"}
