@@ -14,17 +14,22 @@ class Execution:
     Args:
         fsdp: number of devices that share one copy of params and optimizer state between them; 1 gives each device a
             copy of its own, which is faster where it fits.
+        save_timeout_s: what a checkpoint of several processes may take, from the first byte to the last. Where one of
+            them cannot write, the others wait so long before all end.
 
     Raises:
         ValueError: a number out of range.
     """
 
     fsdp: int = 1
+    save_timeout_s: int = 300
 
     def __post_init__(self) -> None:
         """Refuse numbers that no machine has."""
-        if self.fsdp < 1:
-            raise ValueError(f"config.execution.fsdp is {self.fsdp}, wanted at least 1")
+        counts = ("fsdp", "save_timeout_s")
+        problems = [f"{name} is {getattr(self, name)}, wanted at least 1" for name in counts if getattr(self, name) < 1]
+        if problems:
+            raise ValueError(f"config.execution: {'; '.join(problems)}")
 
 
 def execution_of(config: Mapping[str, Any]) -> Execution:
