@@ -10,11 +10,12 @@ from jaxtyping import Int, Int64
 from tljax.data.augment import VIEWS, Augment, Preparation, augment_image, dihedral
 from tljax.data.bank import Bank
 from tljax.data.decode import decode_image
-from tljax.data.loading import Order, Row, load_batches
+from tljax.data.loading import Batches, Load, Order, Row, load_in_threads
 from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
 from tljax.data.share import WHOLE, Share
 from tljax.data.sources import Source
 from tljax.data.splits import hashed_seed
+from tljax.data.workers import check_num_workers, load_in_workers
 from tljax.preprocess import Preprocess
 
 
@@ -27,7 +28,7 @@ def ordered_batches(
     view: int = 0,
     num_workers: int = 0,
     share: Share = WHOLE,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """Read the images at `indices` once, in that order.
 
     Args:
@@ -48,7 +49,7 @@ def ordered_batches(
     """
     load = partial(_load, source=source, preprocess=preprocess)
     orders = _in_order(indices, batch_size, view, share, len(source))
-    return load_batches(orders, load, Row(0, int(indices[0]), view), num_workers=num_workers)
+    return _load_batches(orders, load, Row(0, int(indices[0]), view), num_workers)
 
 
 def bank_batches(
@@ -60,7 +61,7 @@ def bank_batches(
     *,
     num_workers: int = 0,
     share: Share = WHOLE,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """Read the images at `indices` once, in that order, each under all views of a bank.
 
     Args:
@@ -81,7 +82,7 @@ def bank_batches(
     """
     load = partial(_load_views, source=source, preprocess=preprocess, bank=bank)
     orders = _in_order(indices, batch_size, 0, share, len(source))
-    return load_batches(orders, load, Row(0, int(indices[0]), 0), num_workers=num_workers)
+    return _load_batches(orders, load, Row(0, int(indices[0]), 0), num_workers)
 
 
 def _in_order(indices: np.ndarray, batch_size: int, view: int, share: Share, n: int) -> Iterator[Order]:
@@ -111,7 +112,7 @@ def training_batches(
     augment: Augment | None = None,
     sampling: str = UNIFORM,
     share: Share = WHOLE,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """Read the images at `indices` for ever, each epoch in a new order and changed at random.
 
     The batch of a step is a function of (seed, step) alone, whatever the start step, the number of workers
@@ -163,7 +164,14 @@ def training_batches(
     load = partial(
         _load_changed, source=source, preprocess=preprocess, augment=augment, seed=hashed_seed(seed, "augment")
     )
-    return load_batches(orders(), load, Row(0, int(indices[0]), 0), num_workers=num_workers)
+    return _load_batches(orders(), load, Row(0, int(indices[0]), 0), num_workers)
+
+
+def _load_batches(orders: Iterator[Order], load: Load, like: Row, num_workers: int) -> Batches:
+    check_num_workers(num_workers)
+    if num_workers:
+        return load_in_workers(orders, load, like, num_workers=num_workers)
+    return load_in_threads(orders, load, like)
 
 
 def _check_indices(indices: np.ndarray, n: int) -> None:
