@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
-from tljax.paths import did_you_mean
+from tljax.data.trivial_augment import change_trivially, draw_operation
 from tljax.preprocess import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Preprocess
 
 VIEWS = 8
@@ -22,21 +22,6 @@ CROP_ATTEMPTS = 10
 # torchvision's RandomErasing; Zhong et al. erase up to 0.4 of the area.
 ERASED_SHARE = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
-# torchvision's TrivialAugmentWide: the operations in its order, and the change at full strength of those that have a
-# sign. Translations are in pixels, rotations in degrees.
-STRENGTHS = 31
-SIGNED = {
-    "shear_x": 0.99,
-    "shear_y": 0.99,
-    "translate_x": 32.0,
-    "translate_y": 32.0,
-    "rotate": 135.0,
-    "brightness": 0.99,
-    "color": 0.99,
-    "contrast": 0.99,
-    "sharpness": 0.99,
-}
-OPERATIONS = ("identity", *SIGNED, "posterize", "solarize", "auto_contrast", "equalize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +58,11 @@ class Augment:
         if problems:
             raise ValueError("; ".join(problems))
 
+    @property
+    def needs_decoded(self) -> bool:
+        """Whether the model's preprocessing comes after random changes, which it would otherwise come before."""
+        return self.crop_scale is not None or self.trivial_augment
+
 
 def augment_image(
     image: UInt8[np.ndarray, "h w 3"],
@@ -94,15 +84,31 @@ def augment_image(
     Raises:
         ValueError: crops or TrivialAugment are wanted and `preprocess` is another function; or as `dihedral`.
     """
-    if augment.crop_scale is None and not augment.trivial_augment:
-        pixels = dihedral(preprocess(image), view)
-    elif isinstance(preprocess, Preprocess):
-        pixels = _change_in_rgb(image, generator, augment, preprocess, view)
-    else:
+    if not augment.needs_decoded:
+        return augment_prepared(preprocess(image), generator, augment, view=view)
+    if not isinstance(preprocess, Preprocess):
         raise ValueError(f"crop_scale and trivial_augment need a Preprocess, got {type(preprocess).__name__}")
-    if generator.random() < augment.erasing_probability:
-        pixels = erase_box(pixels, generator)
-    return pixels
+    pixels = _change_in_rgb(image, generator, augment, preprocess, view)
+    return _erase(pixels, generator, augment)
+
+
+def augment_prepared(
+    pixels: UInt8[np.ndarray, "height width c"],
+    generator: np.random.Generator,
+    augment: Augment,
+    *,
+    view: int | np.integer,
+) -> UInt8[np.ndarray, "height width c"]:
+    """Change one image that is prepared for the model, where the changes do not need it as it was decoded.
+
+    The arguments are those of `augment_image`, and so is what it returns.
+    """
+    assert not augment.needs_decoded
+    return _erase(dihedral(pixels, view), generator, augment)
+
+
+def _erase(pixels: np.ndarray, generator: np.random.Generator, augment: Augment) -> np.ndarray:
+    return erase_box(pixels, generator) if generator.random() < augment.erasing_probability else pixels
 
 
 def _change_in_rgb(
@@ -162,58 +168,6 @@ def _draw_sides(
     box_area = area * generator.uniform(*share)
     box_ratio = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
     return round(math.sqrt(box_area / box_ratio)), round(math.sqrt(box_area * box_ratio))
-
-
-def draw_operation(generator: np.random.Generator) -> tuple[str, int, int]:
-    """Draw what TrivialAugment does to an image: the operation, its strength in 0..30, and its sign."""
-    operation, strength, sign = generator.integers((len(OPERATIONS), STRENGTHS, 2)).tolist()
-    return OPERATIONS[operation], strength, 2 * sign - 1
-
-
-def change_trivially(
-    image: UInt8[np.ndarray, "h w 3"], operation: str, strength: int, sign: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Apply one of `OPERATIONS` to an RGB image; what moves in from outside is black.
-
-    Args:
-        image: the image.
-        operation: its name.
-        strength: 0 (least) to 30.
-        sign: 1 or -1, of the operations in `SIGNED`.
-    """
-    picture, most = Image.fromarray(image), STRENGTHS - 1
-    change = sign * SIGNED[operation] * strength / most if operation in SIGNED else 0.0
-    match operation:
-        case "identity":
-            return image
-        case "shear_x":
-            changed = _map_affinely(picture, (1.0, change, 0.0, 0.0, 1.0, 0.0))
-        case "shear_y":
-            changed = _map_affinely(picture, (1.0, 0.0, 0.0, change, 1.0, 0.0))
-        case "translate_x":
-            changed = _map_affinely(picture, (1.0, 0.0, float(-int(change)), 0.0, 1.0, 0.0))
-        case "translate_y":
-            changed = _map_affinely(picture, (1.0, 0.0, 0.0, 0.0, 1.0, float(-int(change))))
-        case "rotate":
-            changed = picture.rotate(change)
-        case "posterize":
-            changed = ImageOps.posterize(picture, 8 - round(6 * strength / most))
-        case "solarize":
-            changed = ImageOps.solarize(picture, math.ceil(255 * (most - strength) / most))
-        case "auto_contrast":
-            changed = ImageOps.autocontrast(picture)
-        case "equalize":
-            changed = ImageOps.equalize(picture)
-        case "brightness" | "color" | "contrast" | "sharpness":
-            changed = getattr(ImageEnhance, operation.capitalize())(picture).enhance(1.0 + change)
-        case _:
-            raise ValueError(f"no operation {operation!r}{did_you_mean(operation, OPERATIONS)}")
-    return np.asarray(changed)
-
-
-def _map_affinely(picture: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Take pixel (x, y) of the result from (ax + by + c, dx + ey + f)."""
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix)
 
 
 def dihedral(image: Shaped[np.ndarray, "h w c"], view: int | np.integer) -> Shaped[np.ndarray, "y x c"]:

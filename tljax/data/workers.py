@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tljax.data.loading import BATCHES_AHEAD, Batches, Load, Order, Row
+from tljax.data.slots import SlotLayout
 
 # Batches that a reader may hold on to before the next ones are copied for it.
 BATCHES_LENT = 4
@@ -35,7 +36,6 @@ ROWS_PER_TICKET = 16
 PRELOADED = ("__main__", "tljax.data.pipeline")
 
 _TICKET = struct.Struct("<qqq")
-_PAGE_BYTES = 4096
 _CLOSING_S = 10.0
 
 
@@ -71,7 +71,7 @@ def load_in_workers(orders: Iterator[Order], load: Load, like: Row, *, num_worke
     first = next(orders, None)
     if first is None:
         return
-    layout = _Layout(len(first.rows), load(like).shape, BATCHES_AHEAD + BATCHES_LENT)
+    layout = SlotLayout(len(first.rows), load(like).shape, BATCHES_AHEAD + BATCHES_LENT)
     with _Pool(job, layout, num_workers) as pool:
         pending = deque([pool.submit(first)])
         while pending:
@@ -93,38 +93,6 @@ def _pickled(load: Load) -> bytes:
         ) from error
 
 
-class _Layout(NamedTuple):
-    """How batches lie in the shared memory: each in a slot, first its rows, then its images."""
-
-    batch_size: int
-    shape: tuple[int, ...]
-    num_slots: int
-
-    @property
-    def header_bytes(self) -> int:
-        """Size of the rows, up to where images are aligned as devices like it."""
-        return _round_up(self.batch_size * len(Row._fields) * 8)
-
-    @property
-    def slot_bytes(self) -> int:
-        """Size of a slot."""
-        return self.header_bytes + _round_up(self.batch_size * int(np.prod(self.shape)))
-
-    def rows(self, memory: Any, slot: int) -> np.ndarray:
-        """Return the rows of a slot."""
-        count = self.batch_size * len(Row._fields)
-        return np.frombuffer(memory, np.int64, count, slot * self.slot_bytes).reshape(self.batch_size, -1)
-
-    def images(self, memory: Any, slot: int) -> np.ndarray:
-        """Return the images of a slot."""
-        count, start = self.batch_size * int(np.prod(self.shape)), slot * self.slot_bytes + self.header_bytes
-        return np.frombuffer(memory, np.uint8, count, start).reshape(self.batch_size, *self.shape)
-
-
-def _round_up(size: int) -> int:
-    return -(-size // _PAGE_BYTES) * _PAGE_BYTES
-
-
 class _Done(NamedTuple):
     """What a worker says of a ticket, and of its error if there was one; without a slot, that it cannot begin."""
 
@@ -138,7 +106,7 @@ class _Done(NamedTuple):
 class _Pool:
     """Workers, their memory and their pipes, with a number of slots that are free."""
 
-    def __init__(self, job: bytes, layout: _Layout, num_workers: int):
+    def __init__(self, job: bytes, layout: SlotLayout, num_workers: int):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
         self._layout = layout
@@ -215,7 +183,8 @@ class _Pool:
     def lend(self, slot: int) -> np.ndarray:
         """Return the images of a slot, which is free again when nobody refers to them any more."""
         images = self._layout.images(self._memory, slot)
-        weakref.finalize(images, self.free.append, slot).atexit = False
+        # What numpy makes views of views refer to.
+        weakref.finalize(images.base, self.free.append, slot).atexit = False
         return images
 
     def copy(self, slot: int) -> np.ndarray:
@@ -225,7 +194,7 @@ class _Pool:
         return images
 
 
-def _work(job: bytes, layout: _Layout, memory: Any, tickets: Connection, results: Connection) -> None:
+def _work(job: bytes, layout: SlotLayout, memory: Any, tickets: Connection, results: Connection) -> None:
     """Load what tickets say until there are no more: a worker process."""
     # Terminals and clusters signal all processes of a job; when workers end is for the one that reads to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
