@@ -8,17 +8,14 @@ import pytest
 from PIL import Image
 
 from tljax.data.augment import (
-    OPERATIONS,
-    SIGNED,
     VIEWS,
     Augment,
     augment_image,
-    change_trivially,
     dihedral,
     draw_crop,
-    draw_operation,
     erase_box,
 )
+from tljax.data.trivial_augment import OPERATIONS, SIGNED, change_trivially, draw_operation
 from tljax.preprocess import Preprocess
 
 # Pixel (r, c) holds its own number, so an array is a record of where each pixel went.

@@ -24,6 +24,8 @@ ENV = "env.json"
 INPUTS = "inputs.json"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
+# What depends on the machine and its load, apart from the metrics, which do not.
+TIMING = "timing.jsonl"
 
 log = logging.getLogger(__name__)
 

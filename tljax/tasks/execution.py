@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tljax.data.workers import check_num_workers
 from tljax.tasks.sections import EXECUTION, call_optional
 
 
@@ -14,17 +15,29 @@ class Execution:
     Args:
         fsdp: number of devices that share one copy of params and optimizer state between them; 1 gives each device a
             copy of its own, which is faster where it fits.
+        num_workers: processes that load images, at most the number of cores; 0 loads in threads, which is enough where
+            a step takes longer than its images. `tljax bench data` measures it.
+        image_cache_gb: what decoded images may take on the disk of `config.cache_dir`, in units of 10^9 bytes, for each
+            data set and preparation, so that each image is decoded once; 0 keeps none.
 
     Raises:
         ValueError: a number out of range.
     """
 
     fsdp: int = 1
+    num_workers: int = 0
+    image_cache_gb: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse numbers that no machine has."""
         if self.fsdp < 1:
             raise ValueError(f"config.execution.fsdp is {self.fsdp}, wanted at least 1")
+        if self.image_cache_gb < 0:
+            raise ValueError(f"config.execution.image_cache_gb is {self.image_cache_gb}, wanted at least 0")
+        try:
+            check_num_workers(self.num_workers)
+        except ValueError as error:
+            raise ValueError(f"config.execution: {error}") from error
 
 
 def execution_of(config: Mapping[str, Any]) -> Execution:
