@@ -166,7 +166,7 @@ def training_batches(
             yield Order(_rows(places, index, view), np.ones(len(places), bool), columns)
 
     load = partial(
-        _load_changed,
+        load_changed,
         images=_open_images(source, None if augment.needs_decoded else preprocess, room),
         preprocess=preprocess,
         augment=augment,
@@ -207,7 +207,8 @@ def _rows(places: np.ndarray, index: np.ndarray, view: np.ndarray | int) -> Int6
 # At module level so that worker processes can unpickle them.
 
 
-def _load_changed(row: Row, images: Images, preprocess: Preparation, augment: Augment, seed: int) -> np.ndarray:
+def load_changed(row: Row, images: Images, preprocess: Preparation, augment: Augment, seed: int) -> np.ndarray:
+    """Return an image as training shows it; `seed` is of the changes alone."""
     # By the place in the stream alone: a process that reads other rows draws the same.
     generator = np.random.Generator(np.random.Philox(key=[seed, row.place]))
     if images.preprocess is None:
