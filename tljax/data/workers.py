@@ -12,21 +12,18 @@ more.
 import multiprocessing
 import os
 import pickle
-import signal
-import struct
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from tljax.data.loading import BATCHES_AHEAD, Batches, Load, Order, Row
 from tljax.data.slots import SlotLayout
+from tljax.data.worker import TICKET, Done, work
 
 # Batches that a reader may hold on to before the next ones are copied for it.
 BATCHES_LENT = 4
@@ -35,8 +32,14 @@ ROWS_PER_TICKET = 16
 # What a worker imports; the server that workers are forked from does so once.
 PRELOADED = ("__main__", "tljax.data.pipeline")
 
-_TICKET = struct.Struct("<qqq")
 _CLOSING_S = 10.0
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_num_workers(num_workers: int) -> None:
@@ -45,7 +48,7 @@ def check_num_workers(num_workers: int) -> None:
     Raises:
         ValueError: it is negative, or above the number of cores that this process may use.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     if not 0 <= num_workers <= cores:
         raise ValueError(
             f"num_workers is {num_workers}, wanted 0 to {cores}: this process may use {cores} cores, and workers "
@@ -93,16 +96,6 @@ def _pickled(load: Load) -> bytes:
         ) from error
 
 
-class _Done(NamedTuple):
-    """What a worker says of a ticket, and of its error if there was one; without a slot, that it cannot begin."""
-
-    slot: int | None
-    start: int = 0
-    num_rows: int = 0
-    error: BaseException | None = None
-    where: str = ""
-
-
 class _Pool:
     """Workers, their memory and their pipes, with a number of slots that are free."""
 
@@ -111,7 +104,7 @@ class _Pool:
         context.set_forkserver_preload(list(PRELOADED))
         self._layout = layout
         self._memory = context.RawArray("B", layout.slot_bytes * layout.num_slots)
-        self._missing, self._errors = [0] * layout.num_slots, [list[_Done]() for _ in range(layout.num_slots)]
+        self._missing, self._errors = [0] * layout.num_slots, [list[Done]() for _ in range(layout.num_slots)]
         self.free = deque(range(layout.num_slots))
         reader, self._tickets = context.Pipe(duplex=False)
         self._workers: dict[Connection, BaseProcess] = {}
@@ -120,7 +113,7 @@ class _Pool:
         for number in range(num_workers):
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(
-                target=_work, args=(job, layout, self._memory, reader, sender), name=f"loader {number}", daemon=True
+                target=work, args=(job, layout, self._memory, reader, sender), name=f"loader {number}", daemon=True
             )
             process.start()
             # The worker's copy is then the only one, and closes when it ends.
@@ -145,7 +138,7 @@ class _Pool:
         self._missing[slot], self._errors[slot] = len(wanted), []
         for start in range(0, len(wanted), ROWS_PER_TICKET):
             stop = min(start + ROWS_PER_TICKET, len(wanted))
-            os.write(self._tickets.fileno(), _TICKET.pack(slot, start, stop))
+            os.write(self._tickets.fileno(), TICKET.pack(slot, start, stop))
         return order, slot
 
     def finish(self, slot: int) -> None:
@@ -162,7 +155,7 @@ class _Pool:
             first.error.add_note(f"in a worker process:\n{first.where}")
             raise first.error
 
-    def _receive(self, receiver: Connection) -> _Done:
+    def _receive(self, receiver: Connection) -> Done:
         try:
             done = receiver.recv()
         except (EOFError, OSError) as error:
@@ -192,40 +185,6 @@ class _Pool:
         images = self._layout.images(self._memory, slot).copy()
         self.free.append(slot)
         return images
-
-
-def _work(job: bytes, layout: SlotLayout, memory: Any, tickets: Connection, results: Connection) -> None:
-    """Load what tickets say until there are no more: a worker process."""
-    # Terminals and clusters signal all processes of a job; when workers end is for the one that reads to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        load = pickle.loads(job)
-    except BaseException as error:
-        results.send(_failed(_Done(None), error))
-        return
-    while ticket := os.read(tickets.fileno(), _TICKET.size):
-        slot, start, stop = _TICKET.unpack(ticket)
-        rows, images = layout.rows(memory, slot), layout.images(memory, slot)
-        done = _Done(slot, start, stop - start)
-        try:
-            for position in range(start, stop):
-                images[position] = load(Row(*rows[position].tolist()))
-        except BaseException as error:
-            done = _failed(done, error)
-        try:
-            results.send(done)
-        except BrokenPipeError:
-            return
-
-
-def _failed(done: _Done, error: BaseException) -> _Done:
-    """Add an error, which is raised again where the batch is read."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except (pickle.PicklingError, TypeError, AttributeError):
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    return done._replace(error=error, where=traceback.format_exc())
 
 
 def _close(tickets: Connection, workers: dict[Connection, BaseProcess]) -> None:

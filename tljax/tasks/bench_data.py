@@ -1,7 +1,6 @@
 """`tljax bench data`: where the time of the input goes on this machine, and what to change."""
 
 import logging
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ import numpy as np
 from tljax.data.augment import Augment
 from tljax.data.decode import decode_image
 from tljax.data.image_cache import CacheRoom
-from tljax.data.workers import check_num_workers
+from tljax.data.sample import Sample
+from tljax.data.workers import check_num_workers, num_cores
 from tljax.finetune.devices import put_inputs
 from tljax.tasks.execution import execution_of
 from tljax.tasks.input_advice import Findings, advise
-from tljax.tasks.input_speeds import Sample, Work, decode_only, limit_rate, load_only, part_rates, pipeline_rate
+from tljax.tasks.input_speeds import Work, decode_only, limit_rate, load_only, part_rates, pipeline_rate
 from tljax.tasks.inputs import make_split, open_inputs
 from tljax.tasks.recipe import Recipe
 from tljax.tasks.sections import call
@@ -58,7 +58,7 @@ class Settings:
     @property
     def tried(self) -> list[int]:
         """The numbers of workers, ascending."""
-        cores = len(os.sched_getaffinity(0))
+        cores = num_cores()
         powers = [0, *(2**exponent for exponent in range(16) if 2**exponent < cores), cores]
         return sorted(set(powers if self.num_workers is None else self.num_workers))
 
@@ -104,7 +104,7 @@ def bench_data(config: Mapping[str, Any], settings: Settings) -> str:
         cold=cold,
         warm=warm,
         num_processes=processes,
-        num_cores=len(os.sched_getaffinity(0)),
+        num_cores=num_cores(),
         execution=execution_of(config),
         short_side=_short_side(sample),
         wanted_side=min(work.preprocess.shape[:2]),
