@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.kill import kill_and_finish
 from tljax.data import image_cache
-from tljax.data.augment import Augment
+from tljax.data.augment import Augment, Shrink
 from tljax.data.cache_files import RECORD, record_place
 from tljax.data.decode import decode_image
 from tljax.data.image_cache import CacheRoom, ImageCache, open_image_cache
@@ -22,6 +22,7 @@ from tljax.preprocess import Preprocess
 NUM_IMAGES = 12
 PREPROCESS = Preprocess(size=8)
 CROPS = Augment(views=2, crop_scale=(0.3, 1.0), erasing_probability=0.5)
+SMALL = Augment(views=2, crop_scale=(0.3, 1.0), short_side=10)
 FLIPS = Augment(views=2, erasing_probability=0.5)
 INDICES = np.arange(NUM_IMAGES)
 
@@ -90,7 +91,7 @@ def assert_right(cache, folder, missing=()):
             np.testing.assert_array_equal(image, prepared(folder, index))
 
 
-@pytest.mark.parametrize("augment", [CROPS, FLIPS])
+@pytest.mark.parametrize("augment", [CROPS, SMALL, FLIPS])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_pixels_are_those_without_a_cache(folder, tmp_path, augment, num_workers):
     source = open_source("folder", folder)
@@ -100,7 +101,7 @@ def test_pixels_are_those_without_a_cache(folder, tmp_path, augment, num_workers
         np.testing.assert_array_equal(cached, plain)
 
 
-@pytest.mark.parametrize("augment", [CROPS, FLIPS])
+@pytest.mark.parametrize("augment", [CROPS, SMALL, FLIPS])
 def test_each_image_is_decoded_once_by_all_runs(folder, tmp_path, augment):
     source = Noted(folder)
     read(source, augment, room=room(tmp_path))
@@ -133,10 +134,11 @@ def test_workers_share_what_each_has_decoded(folder, tmp_path):
 def test_other_images_and_preparations_have_folders_of_their_own(folder, tmp_path, monkeypatch):
     source = open_source("folder", folder)
     given = [(source, PREPROCESS), (source, None), (source, Preprocess(size=9))]
+    given += [(source, Shrink(short_side=side, interpolation="bilinear")) for side in (9, 10)]
     folders = [open_image_cache(room(tmp_path), *each).directory for each in given]
     monkeypatch.setattr(image_cache, "describe_decoder", lambda: {"version": "2"})
     folders.append(open_image_cache(room(tmp_path), *given[0]).directory)
-    assert len(set(folders)) == 4
+    assert len(set(folders)) == 6
 
 
 def test_the_budget_holds_and_what_is_beyond_it_is_decoded(folder, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -37,6 +38,8 @@ class Augment:
         trivial_augment: one operation of 14, at one of 31 strengths (Mueller and Hutter 2021, arXiv:2103.10158, with
             the ranges of torchvision's TrivialAugmentWide).
         erasing_probability: of filling a box with random bytes (Zhong et al. 2017, arXiv:1708.04896).
+        short_side: of larger images, in pixels, which are first resized to it: random crops are then cheaper, and so
+            is an image cache, which keeps them so. Needs `crop_scale`; None crops from images as they are.
 
     Raises:
         ValueError: a number is out of range.
@@ -46,6 +49,7 @@ class Augment:
     crop_scale: tuple[float, float] | None = None
     trivial_augment: bool = False
     erasing_probability: float = 0.0
+    short_side: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -55,13 +59,42 @@ class Augment:
             problems.append(f"crop_scale is {self.crop_scale}, wanted 0 < least <= greatest <= 1")
         if not 0.0 <= self.erasing_probability <= 1.0:
             problems.append(f"erasing_probability is {self.erasing_probability}, wanted 0 to 1")
+        if self.short_side is not None and (self.short_side < 1 or self.crop_scale is None):
+            problems.append(f"short_side is {self.short_side}, wanted pixels above 0, and a crop_scale")
         if problems:
             raise ValueError("; ".join(problems))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as plain values, for the names of what is stored."""
+        values = dataclasses.asdict(self)
+        # It came later, and changes nothing where it is not set.
+        return {name: value for name, value in values.items() if name != "short_side" or value is not None}
 
     @property
     def needs_decoded(self) -> bool:
         """Whether the model's preprocessing comes after random changes, which it would otherwise come before."""
         return self.crop_scale is not None or self.trivial_augment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink:
+    """Resize images whose short side is longer than `short_side` to that; `interpolation` is one of Pillow's."""
+
+    short_side: int
+    interpolation: str
+
+    def __call__(self, image: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the image, or a smaller one; doing it twice is doing it once."""
+        height, width = image.shape[:2]
+        least = min(height, width)
+        if least <= self.short_side:
+            return image
+        sides = tuple(max(self.short_side, round(side * self.short_side / least)) for side in (width, height))
+        return np.asarray(Image.fromarray(image).resize(sides, INTERPOLATIONS[self.interpolation]))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return dataclasses.asdict(self)
 
 
 def augment_image(
@@ -119,6 +152,8 @@ def _change_in_rgb(
     if augment.crop_scale is None:
         pixels = in_rgb(image)
     else:
+        if augment.short_side is not None:
+            image = Shrink(short_side=augment.short_side, interpolation=preprocess.interpolation)(image)
         top, left, height, width = draw_crop(image.shape[0], image.shape[1], generator, augment.crop_scale)
         sides, method = (in_rgb.shape[1], in_rgb.shape[0]), INTERPOLATIONS[in_rgb.interpolation]
         # Pillow's filter looks over the edges of the box, which a crop before the resize would not.

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tljax import plain, rundir
-from tljax.data.augment import Preparation
+from tljax.data.augment import Preparation, Shrink
 from tljax.data.cache_files import RECORD, CacheFiles, record_place, write_whole
 from tljax.data.decode import decode_image, describe_decoder
 from tljax.data.sources import Source
@@ -50,7 +50,7 @@ class CacheRoom:
     budget_bytes: int
 
 
-def open_image_cache(room: CacheRoom, source: Source, preprocess: Preprocess | None) -> "ImageCache":
+def open_image_cache(room: CacheRoom, source: Source, preprocess: Preprocess | Shrink | None) -> "ImageCache":
     """Open the cache of a source, new or with what earlier runs have left in it.
 
     Args:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Int, Int64
 
-from tljax.data.augment import VIEWS, Augment, Preparation, augment_image, augment_prepared, dihedral
+from tljax.data.augment import VIEWS, Augment, Preparation, Shrink, augment_image, augment_prepared, dihedral
 from tljax.data.bank import Bank
 from tljax.data.image_cache import CacheRoom, Images, open_image_cache
 from tljax.data.loading import Batches, Load, Order, Row, load_in_threads
@@ -167,7 +167,7 @@ def training_batches(
 
     load = partial(
         load_changed,
-        images=_open_images(source, None if augment.needs_decoded else preprocess, room),
+        images=_open_images(source, before_changes(augment, preprocess), room),
         preprocess=preprocess,
         augment=augment,
         seed=hashed_seed(seed, "augment"),
@@ -182,11 +182,20 @@ def _load_batches(orders: Iterator[Order], load: Load, like: Row, num_workers: i
     return load_in_threads(orders, load, like)
 
 
+def before_changes(augment: Augment, preprocess: Preparation) -> Preparation | None:
+    """Return what is done to an image before anything random; None for nothing."""
+    if not augment.needs_decoded:
+        return preprocess
+    if augment.short_side is None or not isinstance(preprocess, Preprocess):
+        return None
+    return Shrink(short_side=augment.short_side, interpolation=preprocess.interpolation)
+
+
 def _open_images(source: Source, preprocess: Preparation | None, room: CacheRoom | None) -> Images:
     """Open what is loaded of each image before anything random: prepared, unless `preprocess` is None."""
     cache = None
     if room is not None:
-        if not (preprocess is None or isinstance(preprocess, Preprocess)):
+        if not (preprocess is None or isinstance(preprocess, Preprocess | Shrink)):
             raise ValueError(
                 f"images are kept under a name that a Preprocess gives, got {type(preprocess).__name__}; leave room out"
             )
@@ -211,7 +220,7 @@ def load_changed(row: Row, images: Images, preprocess: Preparation, augment: Aug
     """Return an image as training shows it; `seed` is of the changes alone."""
     # By the place in the stream alone: a process that reads other rows draws the same.
     generator = np.random.Generator(np.random.Philox(key=[seed, row.place]))
-    if images.preprocess is None:
+    if augment.needs_decoded:
         return augment_image(images[row.index], generator, augment, preprocess, view=row.view)
     return augment_prepared(images[row.index], generator, augment, view=row.view)
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax.data.augment import Augment
-from tljax.data.decode import decode_image
-from tljax.data.image_cache import CacheRoom
+from tljax.data.augment import Augment, Preparation
+from tljax.data.image_cache import CacheRoom, Images
+from tljax.data.pipeline import before_changes
 from tljax.data.sample import Sample
 from tljax.data.workers import check_num_workers, num_cores
 from tljax.finetune.devices import put_inputs
@@ -119,20 +119,20 @@ def _duration_s(settings: Settings) -> float:
     return settings.seconds * (8 + 3 * len(settings.tried)) + 5
 
 
-def _sizes(sample: Sample) -> list[tuple[int, ...]]:
-    return [decode_image(sample[index]["image"], "").shape for index in range(min(SIZED_IMAGES, len(sample)))]
-
-
 def _short_side(sample: Sample) -> int:
     """Return the median over a few images."""
-    return int(np.median([min(shape[:2]) for shape in _sizes(sample)]))
+    return int(np.median([min(image.shape[:2]) for image in _some(sample, None)]))
 
 
 def _cache_bytes(sample: Sample, work: Work) -> float:
     """Estimate the size of the cache of the sample."""
-    if not work.augment.needs_decoded:
-        return float(np.prod(work.preprocess.shape)) * len(sample)
-    return float(np.mean([np.prod(shape) for shape in _sizes(sample)])) * len(sample)
+    kept = _some(sample, before_changes(work.augment, work.preprocess))
+    return float(np.mean([image.nbytes for image in kept])) * len(sample)
+
+
+def _some(sample: Sample, preprocess: Preparation | None) -> list[np.ndarray]:
+    images = Images(source=sample, preprocess=preprocess, cache=None)
+    return [images[index] for index in range(min(SIZED_IMAGES, len(sample)))]
 
 
 def _table(findings: Findings) -> str:

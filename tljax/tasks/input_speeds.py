@@ -15,7 +15,7 @@ from tljax.data.augment import Augment, augment_image, augment_prepared
 from tljax.data.decode import decode_image
 from tljax.data.image_cache import CacheRoom, Images
 from tljax.data.loading import BATCHES_AHEAD, Row
-from tljax.data.pipeline import load_changed, training_batches
+from tljax.data.pipeline import before_changes, load_changed, training_batches
 from tljax.data.prefetch import Ahead
 from tljax.data.sample import Sample
 from tljax.data.worker import keep_freed_memory
@@ -103,7 +103,7 @@ def decode_only(index: int, sample: Sample) -> None:
 
 def load_only(index: int, sample: Sample, work: Work) -> None:
     """Do to one image all that training does, and leave it there."""
-    images = Images(source=sample, preprocess=None if work.augment.needs_decoded else work.preprocess, cache=None)
+    images = Images(source=sample, preprocess=before_changes(work.augment, work.preprocess), cache=None)
     row = Row(index, index, work.augment.views - 1)
     load_changed(row, images=images, preprocess=work.preprocess, augment=work.augment, seed=0)
 
