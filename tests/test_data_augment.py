@@ -145,9 +145,8 @@ def test_crops_are_taken_from_the_smaller_image():
     preprocess = Preprocess(size=16, interpolation="bilinear")
     small = Shrink(short_side=18, interpolation="bilinear")(PHOTO)
     assert small.shape != PHOTO.shape
-    options = {"crop_scale": (0.1, 0.6)}
-    wanted = augment_image(small, np.random.default_rng(3), Augment(**options), preprocess, view=1)
-    got = augmented(preprocess, seed=3, view=1, **options, short_side=18)
+    wanted = augment_image(small, np.random.default_rng(3), Augment(crop_scale=(0.1, 0.6)), preprocess, view=1)
+    got = augmented(preprocess, seed=3, view=1, crop_scale=(0.1, 0.6), short_side=18)
     np.testing.assert_array_equal(got, wanted)
 
 

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,10 @@ class Noted:
         return self._source[index]
 
 
+def noted(root) -> Any:
+    return Noted(root)
+
+
 def room(directory, budget_bytes=10**9):
     return CacheRoom(directory=directory, budget_bytes=budget_bytes)
 
@@ -71,7 +76,7 @@ def read(source, augment=CROPS, steps=9, **options):
 
 def fill(folder, directory, **options):
     """Decode every image into the cache; return it."""
-    source = Noted(folder)
+    source = noted(folder)
     list(ordered_batches(source, INDICES, PREPROCESS, 4, room=room(directory, **options)))
     return open_image_cache(room(directory, **options), source, PREPROCESS)
 
@@ -103,18 +108,18 @@ def test_pixels_are_those_without_a_cache(folder, tmp_path, augment, num_workers
 
 @pytest.mark.parametrize("augment", [CROPS, SMALL, FLIPS])
 def test_each_image_is_decoded_once_by_all_runs(folder, tmp_path, augment):
-    source = Noted(folder)
+    source = noted(folder)
     read(source, augment, room=room(tmp_path))
     assert set(source.read) == set(INDICES)
     # Two threads may be at the same image, at the end of one epoch and the start of the next.
     assert len(source.read) <= NUM_IMAGES + 2
-    other = Noted(folder)
+    other = noted(folder)
     read(other, augment, room=room(tmp_path))
     assert not other.read
 
 
 def test_ordered_batches_take_what_training_has_kept(folder, tmp_path):
-    source = Noted(folder)
+    source = noted(folder)
     read(source, FLIPS, room=room(tmp_path))
     before = len(source.read)
     cached = list(ordered_batches(source, INDICES, PREPROCESS, 5, room=room(tmp_path)))
@@ -184,7 +189,7 @@ def test_pixels_that_are_damaged_or_lost_are_decoded_again(folder, tmp_path):
     assert_right(again, folder, missing=[5])
     # What a loss of power can leave: records on the disk, and not the pixels that they point to.
     path.write_bytes(b"")
-    source = Noted(folder)
+    source = noted(folder)
     images = read(source, FLIPS, room=room(tmp_path))
     np.testing.assert_array_equal(images, read(source, FLIPS))
     repaired = open_image_cache(room(tmp_path), open_source("folder", folder), PREPROCESS)
@@ -207,7 +212,6 @@ def test_a_full_disk_is_said_once_and_stops_nothing(folder, tmp_path, monkeypatc
     left = [4]
 
     def failing(descriptor, data, offset):
-        # A record is bytes, pixels are an array.
         if isinstance(data, bytes) == (part == "index"):
             left[0] -= 1
             if left[0] < 0:

@@ -28,7 +28,7 @@ def orders(count, *, size=40):
 
 
 def picture(row):
-    return np.array([[row.place % 251, row.index % 241], [row.view, 1]], np.uint8)
+    return np.array([[row.place % 251, row.position % 241], [row.view, 1]], np.uint8)
 
 
 def load(count, function=picture, **options):

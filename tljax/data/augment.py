@@ -89,8 +89,8 @@ class Shrink:
         least = min(height, width)
         if least <= self.short_side:
             return image
-        sides = tuple(max(self.short_side, round(side * self.short_side / least)) for side in (width, height))
-        return np.asarray(Image.fromarray(image).resize(sides, INTERPOLATIONS[self.interpolation]))
+        wide, high = (max(self.short_side, round(side * self.short_side / least)) for side in (width, height))
+        return np.asarray(Image.fromarray(image).resize((wide, high), INTERPOLATIONS[self.interpolation]))
 
     def describe(self) -> dict[str, Any]:
         """Return the fields as plain values."""

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 # Offset, height, width, channels, checksum of the pixels, checksum of the record.
 RECORD = struct.Struct("<QIIIII")
 # The file of pixels grows by this, sparse, so that it is seldom mapped anew.
@@ -86,7 +84,7 @@ class CacheFiles:
         os.close(self.pixels)
 
 
-def write_whole(descriptor: int, data: bytes | np.ndarray, offset: int) -> None:
+def write_whole(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at a place in a file.
 
     Raises:

@@ -111,7 +111,7 @@ class ImageCache:
         image = np.frombuffer(mapped, np.uint8, size, offset).reshape(height, width, channels)
         # Once in each process: the system may have lost power since, with the record on disk and not the pixels.
         if not files.checked[index]:
-            if zlib.crc32(image) != checksum:
+            if zlib.crc32(image.data) != checksum:
                 return None
             files.checked[index] = True
         return image
@@ -125,8 +125,8 @@ class ImageCache:
             offset = self._take(pixels.nbytes)
             if offset is None:
                 return
-            write_whole(self._files.pixels, pixels, offset)
-            record = RECORD.pack(offset, *pixels.shape, zlib.crc32(pixels), 0)
+            write_whole(self._files.pixels, pixels.data, offset)
+            record = RECORD.pack(offset, *pixels.shape, zlib.crc32(pixels.data), 0)
             record = record[:-4] + _checksum_of_record(record, index).to_bytes(4, "little")
             write_whole(self._files.index, record, record_place(index))
         except OSError as error:

@@ -1,7 +1,7 @@
 """Batches whose images are loaded ahead, by threads or by worker processes."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import NamedTuple
@@ -19,12 +19,12 @@ class Row(NamedTuple):
 
     Args:
         place: in the stream, over all epochs: the source of all that is random.
-        index: in the source.
+        position: in the source.
         view: to show.
     """
 
     place: int
-    index: int
+    position: int
     view: int
 
 
@@ -42,7 +42,8 @@ class Order(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
-Batches = Iterator[dict[str, np.ndarray]]
+# Closing one ends what prepares its batches.
+Batches = Generator[dict[str, np.ndarray], None, None]
 Load = Callable[[Row], UInt8[np.ndarray, "..."]]
 
 

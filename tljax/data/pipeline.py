@@ -221,13 +221,13 @@ def load_changed(row: Row, images: Images, preprocess: Preparation, augment: Aug
     # By the place in the stream alone: a process that reads other rows draws the same.
     generator = np.random.Generator(np.random.Philox(key=[seed, row.place]))
     if augment.needs_decoded:
-        return augment_image(images[row.index], generator, augment, preprocess, view=row.view)
-    return augment_prepared(images[row.index], generator, augment, view=row.view)
+        return augment_image(images[row.position], generator, augment, preprocess, view=row.view)
+    return augment_prepared(images[row.position], generator, augment, view=row.view)
 
 
 def _load(row: Row, images: Images) -> np.ndarray:
-    return dihedral(images[row.index], row.view)
+    return dihedral(images[row.position], row.view)
 
 
 def _load_views(row: Row, images: Images, preprocess: Preprocess, bank: Bank) -> np.ndarray:
-    return bank.show(images[row.index], row.index, preprocess)
+    return bank.show(images[row.position], row.position, preprocess)

@@ -14,6 +14,7 @@ from tljax.data.slots import SlotLayout
 
 # Slot, first row, the row after the last.
 TICKET = struct.Struct("<qqq")
+NOT_BEGUN = -1
 
 # Of glibc's malloc.h; blocks that are larger than its greatest threshold go their own way.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -21,9 +22,9 @@ _KEPT_BYTES = 2**25
 
 
 class Done(NamedTuple):
-    """What a worker says of a ticket, and of its error if there was one; without a slot, that it cannot begin."""
+    """What a worker says of a ticket, and of its error if there was one; of `NOT_BEGUN`, that it cannot begin."""
 
-    slot: int | None
+    slot: int
     start: int = 0
     num_rows: int = 0
     error: BaseException | None = None
@@ -59,7 +60,7 @@ def work(job: bytes, layout: SlotLayout, memory: Any, tickets: Connection, resul
     try:
         load = pickle.loads(job)
     except BaseException as error:
-        results.send(_failed(Done(None), error))
+        results.send(_failed(Done(NOT_BEGUN), error))
         return
     while ticket := os.read(tickets.fileno(), TICKET.size):
         slot, start, stop = TICKET.unpack(ticket)

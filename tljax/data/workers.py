@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from typing import cast
 
 import numpy as np
 
 from tljax.data.loading import BATCHES_AHEAD, Batches, Load, Order, Row
 from tljax.data.slots import SlotLayout
-from tljax.data.worker import TICKET, Done, work
+from tljax.data.worker import NOT_BEGUN, TICKET, Done, work
 
 # Batches that a reader may hold on to before the next ones are copied for it.
 BATCHES_LENT = 4
@@ -145,7 +146,7 @@ class _Pool:
         """Wait until a slot is filled; raise the first of its errors."""
         while self._missing[slot]:
             for receiver in wait(list(self._workers)):
-                done = self._receive(receiver)
+                done = self._receive(cast(Connection, receiver))
                 self._missing[done.slot] -= done.num_rows
                 if done.error is not None:
                     self._errors[done.slot].append(done)
@@ -157,7 +158,7 @@ class _Pool:
 
     def _receive(self, receiver: Connection) -> Done:
         try:
-            done = receiver.recv()
+            done: Done = receiver.recv()
         except (EOFError, OSError) as error:
             process = self._workers[receiver]
             process.join(_CLOSING_S)
@@ -166,7 +167,7 @@ class _Pool:
                 "often the system's answer to a lack of memory: lower execution.num_workers or finetune.batch_size. "
                 "Run again to go on from the last checkpoint"
             ) from error
-        if done.slot is None:
+        if done.slot == NOT_BEGUN:
             raise ValueError(
                 f"a worker process cannot unpickle the data source or the preparation of its images: {done.error}; "
                 "their classes have to be importable there, or set num_workers to 0"
