@@ -65,7 +65,7 @@ def test_the_wait_for_data_is_written_apart_from_the_metrics(plain):
 def test_settings_that_no_machine_has_are_named():
     with pytest.raises(ValueError, match=r"config.execution: num_workers is 4096, wanted 0 to \d+"):
         Execution(num_workers=4096)
-    with pytest.raises(ValueError, match=r"config.execution.image_cache_gb is -1.0, wanted at least 0"):
+    with pytest.raises(ValueError, match=r"config.execution: image_cache_gb is -1.0, wanted at least 0"):
         Execution(image_cache_gb=-1.0)
 
 

@@ -45,6 +45,7 @@ WORK = Work(
     augment=Augment(views=2, crop_scale=(0.08, 1.0)),
     batch_size=BATCH_SIZE,
 )
+SMALL = Augment(views=2, crop_scale=(0.08, 1.0), short_side=256)
 FLIPS = Augment(views=2)
 COLUMNS = ("repeat", "row", "images_per_s", "python", "torch")
 
@@ -146,6 +147,7 @@ ROWS: dict[str, Callable[[float], float]] = {
     "torch, simplejpeg": partial(torchs, decode="simplejpeg"),
     "torch, Pillow": partial(torchs, decode="pillow"),
     "tljax, full cache": partial(ours, caches=True),
+    "tljax, full cache of small images": partial(ours, augment=SMALL, caches=True),
     "tljax, full cache, mirror alone": partial(ours, augment=FLIPS, caches=True),
 }
 

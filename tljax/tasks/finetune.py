@@ -18,7 +18,7 @@ from tljax.finetune.state import TrainState
 from tljax.tasks.caching import CACHES, settle_caches
 from tljax.tasks.drifting import measure_drift
 from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric
-from tljax.tasks.execution import identity_of
+from tljax.tasks.execution import execution_of, identity_of
 from tljax.tasks.feed import Feed, open_once
 from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
 from tljax.tasks.plan import Plan
@@ -124,6 +124,7 @@ def _train(config: Mapping[str, Any], phases: list[Phase], plan: Plan, workdir: 
         evaluate_every=recipe.evaluate_every,
         keep_best=keep_best,
         max_loss=recipe.max_loss,
+        save_timeout_s=execution_of(config).save_timeout_s,
     )
     if keep_best is None:
         return state, len(phases) - 1
