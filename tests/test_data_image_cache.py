@@ -231,6 +231,29 @@ def test_a_full_disk_is_said_once_and_stops_nothing(folder, tmp_path, monkeypatc
     assert_right(fill(folder, tmp_path), folder)
 
 
+def test_two_processes_that_find_the_disk_full_say_so_once(folder, tmp_path, monkeypatch, caplog):
+    source = open_source("folder", folder)
+    first, second = (open_image_cache(room(tmp_path), source, PREPROCESS) for _ in range(2))
+    pixels = prepared(folder, 0)
+
+    def failing(descriptor, data, offset):
+        # While the first writes, the second has taken room already.
+        if descriptor == first._files.pixels:
+            second.put(1, pixels)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(image_cache, "write_whole", failing)
+    with caplog.at_level(logging.WARNING):
+        first.put(0, pixels)
+        # Whoever comes later does not even try.
+        another(first).put(2, pixels)
+    assert len(caplog.records) == 1
+
+
+def another(cache):
+    return ImageCache(directory=cache.directory, num_images=cache.num_images, budget_bytes=cache.budget_bytes)
+
+
 def test_other_errors_of_the_disk_are_raised(folder, tmp_path, monkeypatch):
     def failing(descriptor, data, offset):
         raise OSError(errno.EIO, "Input/output error")
