@@ -127,6 +127,13 @@ def test_augmented_images_differ_each_time_and_keep_their_labels(source):
     assert len({image.tobytes() for batch in batches for image in batch["image"]}) > 45
 
 
+def test_an_image_is_changed_anew_each_time_it_comes(source):
+    batches = take(source, 14, augment=Augment(crop_scale=(0.2, 1.0), erasing_probability=1.0))
+    images, index = (np.concatenate([batch[key] for batch in batches]) for key in ("image", "index"))
+    for position in INDICES:
+        assert len({image.tobytes() for image in images[index == position]}) == 8
+
+
 def test_images_need_not_be_square(source):
     preprocess = Preprocess(size=(6, 8))
     augment = Augment(views=4, crop_scale=(0.5, 1.0), trivial_augment=True)
