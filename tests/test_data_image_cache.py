@@ -4,13 +4,13 @@ import errno
 import logging
 import os
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.kill import kill_and_finish
+from tests.noted import noted
 from tljax.data import image_cache
 from tljax.data.augment import Augment, Shrink
 from tljax.data.cache_files import RECORD, record_place
@@ -41,28 +41,6 @@ def folder(tmp_path_factory):
     return root
 
 
-class Noted:
-    """A source that notes what is read of it."""
-
-    def __init__(self, root):
-        self._source = open_source("folder", root)
-        self.read = []
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
-
-    def __len__(self):
-        return len(self._source)
-
-    def __getitem__(self, index):
-        self.read.append(int(index))
-        return self._source[index]
-
-
-def noted(root) -> Any:
-    return Noted(root)
-
-
 def room(directory, budget_bytes=10**9):
     return CacheRoom(directory=directory, budget_bytes=budget_bytes)
 
@@ -76,7 +54,7 @@ def read(source, augment=CROPS, steps=9, **options):
 
 def fill(folder, directory, **options):
     """Decode every image into the cache; return it."""
-    source = noted(folder)
+    source = noted(open_source("folder", folder))
     list(ordered_batches(source, INDICES, PREPROCESS, 4, room=room(directory, **options)))
     return open_image_cache(room(directory, **options), source, PREPROCESS)
 
@@ -108,18 +86,18 @@ def test_pixels_are_those_without_a_cache(folder, tmp_path, augment, num_workers
 
 @pytest.mark.parametrize("augment", [CROPS, SMALL, FLIPS])
 def test_each_image_is_decoded_once_by_all_runs(folder, tmp_path, augment):
-    source = noted(folder)
+    source = noted(open_source("folder", folder))
     read(source, augment, room=room(tmp_path))
     assert set(source.read) == set(INDICES)
     # Two threads may be at the same image, at the end of one epoch and the start of the next.
     assert len(source.read) <= NUM_IMAGES + 2
-    other = noted(folder)
+    other = noted(open_source("folder", folder))
     read(other, augment, room=room(tmp_path))
     assert not other.read
 
 
 def test_ordered_batches_take_what_training_has_kept(folder, tmp_path):
-    source = noted(folder)
+    source = noted(open_source("folder", folder))
     read(source, FLIPS, room=room(tmp_path))
     before = len(source.read)
     cached = list(ordered_batches(source, INDICES, PREPROCESS, 5, room=room(tmp_path)))
@@ -189,7 +167,7 @@ def test_pixels_that_are_damaged_or_lost_are_decoded_again(folder, tmp_path):
     assert_right(again, folder, missing=[5])
     # What a loss of power can leave: records on the disk, and not the pixels that they point to.
     path.write_bytes(b"")
-    source = noted(folder)
+    source = noted(open_source("folder", folder))
     images = read(source, FLIPS, room=room(tmp_path))
     np.testing.assert_array_equal(images, read(source, FLIPS))
     repaired = open_image_cache(room(tmp_path), open_source("folder", folder), PREPROCESS)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.noted import noted
 from tljax.data.augment import Augment, dihedral
 from tljax.data.decode import decode_image
 from tljax.data.pipeline import ordered_batches, training_batches
@@ -153,24 +154,6 @@ def test_stream_is_the_same_with_worker_processes(source, options):
     assert_same(alone, take(source, 5, start_step=2, num_workers=2, **options))
 
 
-class Noted:
-    """A source that notes what is read of it."""
-
-    def __init__(self, source):
-        self._source = source
-        self.read = []
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
-
-    def __len__(self):
-        return len(self._source)
-
-    def __getitem__(self, index):
-        self.read.append(int(index))
-        return self._source[index]
-
-
 def together(parts):
     """The batches of all processes put together."""
     return [
@@ -194,12 +177,12 @@ def test_shares_are_the_same_with_worker_processes(source):
 
 
 def test_a_process_reads_its_share_alone(source):
-    noted = Noted(source)
-    batches = take(noted, 2, share=Share(index=1, count=2))
+    watched = noted(source)
+    batches = take(watched, 2, share=Share(index=1, count=2))
     # Batches that follow are read ahead.
     wanted = np.concatenate([batch["index"][2:] for batch in take(source, 10)])
-    assert sorted(noted.read) == sorted(wanted[: len(noted.read)])
-    assert 4 <= len(noted.read) <= 2 * (len(batches) + 4)
+    assert sorted(watched.read) == sorted(wanted[: len(watched.read)])
+    assert 4 <= len(watched.read) <= 2 * (len(batches) + 4)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
