@@ -144,7 +144,13 @@ def test_a_killed_process_ends_the_other_within_a_minute_and_loses_no_checkpoint
     assert ended[victim].status == -signal.SIGKILL
     other = ended[1 - victim]
     assert other.status != 0
-    assert "lost the other processes" in other.output or "has died: see its log" in other.output, other
+    # JAX, which aborts a process that has lost process 0, may be the first to say so.
+    messages = (
+        "lost the other processes",
+        "has died: see its log",
+        "This most likely indicates that another task died",
+    )
+    assert any(message in other.output for message in messages), other
     finish(root, workdir, 2, 2, **LONG)
     assert_same_run(workdir, undisturbed)
 
