@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tljax.data.workers import check_num_workers
 from tljax.tasks.sections import EXECUTION, call_optional
 
 
@@ -16,6 +17,10 @@ class Execution:
             copy of its own, which is faster where it fits.
         save_timeout_s: what a checkpoint of several processes may take, from the first byte to the last. Where one of
             them cannot write, the others wait so long before all end.
+        num_workers: processes that load images, at most the number of cores; 0 loads in threads, which is enough where
+            a step takes longer than its images. `tljax bench data` measures it.
+        image_cache_gb: what decoded images may take on the disk of `config.cache_dir`, in units of 10^9 bytes, for each
+            data set and preparation, so that each image is decoded once; 0 keeps none.
 
     Raises:
         ValueError: a number out of range.
@@ -23,11 +28,19 @@ class Execution:
 
     fsdp: int = 1
     save_timeout_s: int = 300
+    num_workers: int = 0
+    image_cache_gb: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse numbers that no machine has."""
         counts = ("fsdp", "save_timeout_s")
         problems = [f"{name} is {getattr(self, name)}, wanted at least 1" for name in counts if getattr(self, name) < 1]
+        if self.image_cache_gb < 0:
+            problems.append(f"image_cache_gb is {self.image_cache_gb}, wanted at least 0")
+        try:
+            check_num_workers(self.num_workers)
+        except ValueError as error:
+            problems.append(str(error))
         if problems:
             raise ValueError(f"config.execution: {'; '.join(problems)}")
 
