@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tljax.tasks.sections import EXECUTION, call_optional
@@ -14,17 +15,24 @@ class Execution:
     Args:
         fsdp: number of devices that share one copy of params and optimizer state between them; 1 gives each device a
             copy of its own, which is faster where it fits.
+        compiled_dir: folder where compiled programs are kept for later runs, beside the run directory if it is no whole
+            path; None keeps none. See `tasks.compiled`.
 
     Raises:
         ValueError: a number out of range.
     """
 
     fsdp: int = 1
+    compiled_dir: str | None = ".compiled"
 
     def __post_init__(self) -> None:
         """Refuse numbers that no machine has."""
         if self.fsdp < 1:
             raise ValueError(f"config.execution.fsdp is {self.fsdp}, wanted at least 1")
+
+    def compiled_folder(self, workdir: str | Path) -> Path | None:
+        """Return where compiled programs are kept for a run in that directory."""
+        return None if self.compiled_dir is None else Path(workdir).absolute().parent / self.compiled_dir
 
 
 def execution_of(config: Mapping[str, Any]) -> Execution:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax import rundir
+from tljax.tasks.compiled import keep_compiled
 from tljax.tasks.execution import execution_of, identity_of
 from tljax.tasks.inputs import Inputs, open_inputs
 from tljax.tasks.sections import select
@@ -51,10 +52,11 @@ def run_task(
         found = rundir.find(workdir, name, identity, has_parts=has_parts)
         if found is not None:
             return found
-        opened: Any = inputs or (opens or open_inputs)(chosen)
-        rundir.start(workdir, name, identity, opened.identity, dataclasses.asdict(execution))
-        started = time.monotonic()
-        result = work(chosen, Path(workdir), opened)
+        with keep_compiled(execution.compiled_folder(workdir)):
+            opened: Any = inputs or (opens or open_inputs)(chosen)
+            rundir.start(workdir, name, identity, opened.identity, dataclasses.asdict(execution))
+            started = time.monotonic()
+            result = work(chosen, Path(workdir), opened)
         result = {"seconds": time.monotonic() - started, **result}
         rundir.write_json(Path(workdir) / rundir.DONE, result)
         return result
