@@ -5,6 +5,7 @@ import contextlib
 import logging
 import platform
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,12 +60,17 @@ def machine_name() -> str:
 
 
 @contextlib.contextmanager
-def count_events() -> Iterator[collections.Counter[str]]:
-    """Count what JAX does with its compilation cache, by the last word of its events: "cache_hits", "cache_misses"."""
+def count_events(thread: int | None = None) -> Iterator[collections.Counter[str]]:
+    """Count what JAX does with its compilation cache, by the last word of its events: "cache_hits", "cache_misses".
+
+    Args:
+        thread: the identifier of the thread that is listened to; None for all.
+    """
     counts: collections.Counter[str] = collections.Counter()
 
     def listen(event: str, **_: object) -> None:
-        counts[event.rpartition("/")[2]] += 1
+        if thread in (None, threading.get_ident()):
+            counts[event.rpartition("/")[2]] += 1
 
     jax.monitoring.register_event_listener(listen)
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tljax import plain
@@ -13,6 +14,7 @@ from tljax.data.augment import Augment
 from tljax.data.pipeline import ordered_batches, training_batches
 from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
 from tljax.features.store import FeatureStore
+from tljax.finetune.costs import step_batch
 from tljax.finetune.step import Batch
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.plan import Plan
@@ -67,6 +69,20 @@ def open_feed(plan: Plan) -> Feed:
         inputs=plan.inputs, batch_size=plan.recipe.batch_size, augment=plan.augment, sampling=plan.recipe.sampling,
         start=plan.start, store=store,
     )  # fmt: skip
+
+
+def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of the batches that a phase trains on, before there are any."""
+    size, targets = plan.recipe.batch_size, plan.inputs.source.targets
+    shapes = step_batch(plan.forward, size, plan.inputs.pretrained.preprocess.shape)
+    if targets is not None:
+        shapes["label"] = jax.ShapeDtypeStruct((size, *targets.shape[1:]), targets.dtype)
+    if plan.bank is not None:
+        dtype = call("prefix", plan.config, Prefix).dtype
+        shapes["activation"] = jax.ShapeDtypeStruct(shapes["activation"].shape, dtype)
+    # Of images and views; the steps do not read them.
+    places = jax.ShapeDtypeStruct((size,), jax.dtypes.canonicalize_dtype(np.int64))
+    return {**shapes, "index": places, "view": places}
 
 
 def open_once(plans: Sequence[Plan]) -> list[Callable[[], Feed]]:

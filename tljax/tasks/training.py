@@ -18,12 +18,12 @@ from tljax.devices import make_mesh, replicate
 from tljax.finetune.costs import step_batch, trace_step
 from tljax.finetune.devices import make_eval_step, make_train_step, predict
 from tljax.finetune.groups import partition_table
-from tljax.finetune.phases import Phase
+from tljax.finetune.phases import Phase, shapes_in_phase
 from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_state
 from tljax.finetune.step import originals, train_body
 from tljax.paths import stage_of
 from tljax.tasks.evaluation import evaluate, probabilities_for
-from tljax.tasks.feed import Feed
+from tljax.tasks.feed import Feed, batch_shapes
 from tljax.tasks.plan import Plan
 from tljax.weights.adapt import adapt
 from tljax.weights.tables import LAYOUTS
@@ -125,14 +125,26 @@ def _enter(plans: list[Plan], index: int, before: TrainState | None) -> TrainSta
     )
 
 
+def step_arguments(plans: list[Plan], phases: list[Phase], index: int) -> tuple[TrainState, Fixed, dict[str, Any]]:
+    """Return the shapes of what the step of a phase takes, before there is any of it."""
+    state = shapes_in_phase(phases, index, everywhere())
+    fixed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _fixed(plans[index], state))
+    return state, fixed, batch_shapes(plans[index])
+
+
 def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
     """Bring to the devices what the steps of a phase read."""
+    return replicate(_fixed(plan, state), mesh())
+
+
+def _fixed(plan: Plan, state: TrainState) -> Fixed:
+    """Choose what the steps of a phase read; of the state, only the paths are looked at."""
     net, changed = plan.forward.net, {*state.trained, *state.settled}
     first = net.depth(plan.start)
     running = {path: value for path, value in plan.initial.items() if net.depth(stage_of(path)) >= first}
     fixed = {path: value for path, value in running.items() if path not in changed}
     original, stats = originals(plan.forward, state.trained, plan.penalties, plan.initial, plan.inputs.pretrained.stats)
-    return replicate(Fixed(params=fixed, original=original, original_stats=stats), mesh())
+    return Fixed(params=fixed, original=original, original_stats=stats)
 
 
 def _validation(plan: Plan, feed: LazyFeed, split: Split) -> Any:
