@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tljax.devices import MESH_AXES
 from tljax.finetune.state import Arrays, Fixed, TrainState
 from tljax.finetune.step import Batch, Body, model_inputs
+from tljax.models.kernels import Kernels
 from tljax.models.net import Net
 from tljax.preprocess import Preprocess
 
@@ -50,6 +51,7 @@ def make_eval_step(
     *,
     start: str | int = 0,
     compute_dtype: str | None = None,
+    kernels: Kernels | None = None,
     probabilities: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
 ) -> Callable[[Arrays, Arrays, Batch], jax.Array]:
     """Compile the prediction of class probabilities.
@@ -61,7 +63,7 @@ def make_eval_step(
 
     def evaluate(params: Arrays, stats: Arrays, batch: Batch) -> jax.Array:
         x = model_inputs(batch, net, preprocess, start)
-        scores, _ = net.apply(params, stats, x, start=start, compute_dtype=compute_dtype)
+        scores, _ = net.apply(params, stats, x, start=start, compute_dtype=compute_dtype, kernels=kernels)
         return probabilities(scores.astype(jnp.float32))
 
     replicated, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P(MESH_AXES))

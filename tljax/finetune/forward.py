@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from tljax import paths
 from tljax.finetune.lora import add_lora, is_lora
+from tljax.models.kernels import Kernels
 from tljax.models.net import Net
 from tljax.models.noise import Regularise
 
@@ -29,6 +30,7 @@ class Forward:
         regularise: what is left out at random.
         compute_dtype: see `Net.apply`.
         use_remat: see `Net.apply`.
+        kernels: see `Net.apply`.
     """
 
     net: Net
@@ -39,6 +41,7 @@ class Forward:
     regularise: Regularise | None = None
     compute_dtype: str | None = None
     use_remat: bool = False
+    kernels: Kernels | None = None
 
     @property
     def in_training_mode(self) -> frozenset[str]:
@@ -84,6 +87,7 @@ class Forward:
             "keys": keys,
             "compute_dtype": self.compute_dtype,
             "use_remat": self.use_remat,
+            "kernels": self.kernels,
         }
         return self._run_with_taps(params, dict(stats), x, [*taps, self.net.stages[-1]], settings)
 
@@ -91,7 +95,8 @@ class Forward:
         self, params: Mapping[str, Any], stats: Mapping[str, Any], x: jax.Array, *, taps: Sequence[str]
     ) -> Arrays:
         """Run in inference mode to the last of the taps; return {stage: output} of them."""
-        return self._run_with_taps(params, dict(stats), x, taps, {"compute_dtype": self.compute_dtype})[2]
+        settings = {"compute_dtype": self.compute_dtype, "kernels": self.kernels}
+        return self._run_with_taps(params, dict(stats), x, taps, settings)[2]
 
     def moves(self, path: str) -> bool:
         """Tell whether the statistic at this path moves."""

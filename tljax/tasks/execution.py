@@ -1,11 +1,14 @@
 """How a run is executed, as against what it computes: the section of the config that a run is not known by."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tljax.tasks.sections import EXECUTION, call_optional
+import jax
+
+from tljax.models.kernels import PALLAS, Kernels, platform
+from tljax.tasks.sections import EXECUTION, call_optional, check_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,8 @@ class Execution:
             copy of its own, which is faster where it fits.
         compiled_dir: folder where compiled programs are kept for later runs, beside the run directory if it is no whole
             path; None keeps none. See `tasks.compiled`.
+        kernels: ways to compute parts of a network, as keyword arguments of `models.kernels.Kernels`; those that are
+            not named suit the device.
 
     Raises:
         ValueError: a number out of range.
@@ -24,11 +29,23 @@ class Execution:
 
     fsdp: int = 1
     compiled_dir: str | None = ".compiled"
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no machine has."""
         if self.fsdp < 1:
             raise ValueError(f"config.execution.fsdp is {self.fsdp}, wanted at least 1")
+        check_keys("config.execution.kernels", self.kernels, [item.name for item in fields(Kernels)], ())
+        if self.chosen_kernels.use_pallas and jax.device_count() > 1 and platform() != "cpu":
+            raise ValueError(
+                f"config.execution.kernels: {PALLAS!r} kernels run on one device, and there are {jax.device_count()}; "
+                "leave them out, or show the program one device"
+            )
+
+    @property
+    def chosen_kernels(self) -> Kernels:
+        """Return the kernels."""
+        return Kernels(**self.kernels)
 
     def compiled_folder(self, workdir: str | Path) -> Path | None:
         """Return where compiled programs are kept for a run in that directory."""

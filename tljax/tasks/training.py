@@ -166,7 +166,8 @@ def evaluation_step(plan: Plan) -> Any:
     """Compile the prediction of probabilities from what the steps of a phase read."""
     return make_eval_step(
         plan.forward.net, plan.inputs.pretrained.preprocess, mesh(), start=plan.start,
-        compute_dtype=plan.forward.compute_dtype, probabilities=probabilities_for(plan.inputs.source),
+        compute_dtype=plan.forward.compute_dtype, kernels=plan.forward.kernels,
+        probabilities=probabilities_for(plan.inputs.source),
     )  # fmt: skip
 
 
