@@ -16,7 +16,9 @@ LAYERS = (
     ("features",),
     ("weights", "data", "metrics"),
     ("models", "preprocess", "devices"),
-    ("paths", "plain", "rundir"),
+    ("rundir", "preemption"),
+    ("processes",),
+    ("arguments", "paths", "plain"),
 )
 HEIGHT = {name: -position for position, layer in enumerate(LAYERS) for name in layer}
 FORBIDDEN = {"tensorflow", "torch", "torchvision", "configs", "experiments", "tests"}

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from tests.small_runs import CLASSES, make_config, metrics_of, remembering, write_model, write_pictures
+from tljax import devices
+from tljax.devices import fetch, place
+from tljax.finetune.devices import put_inputs
 from tljax.tasks import ahead, finetune
 from tljax.tasks.ahead import AheadOfTime, compile_step, differences
 from tljax.tasks.feed import open_once
 from tljax.tasks.inputs import open_inputs, open_split
 from tljax.tasks.relative import plan_run
-from tljax.tasks.training import make_phases, step_arguments
+from tljax.tasks.training import make_phases, mesh_of, step_arguments
 
 PREFIX = {"dtype": "float16", "batch_size": 8}
 PHASES = [
@@ -26,6 +29,7 @@ STARTS = {
     "stored": {"finetune": {"cache": "always"}, "prefix": PREFIX},
     "shares": {"loss": {"name": "softmax"}},
     "phases": {
+        "execution": {"fsdp": 2},
         "phases": PHASES,
         "finetune": {"average_decay": 0.9},
         "lora": {"rules": "query_value", "rank": 2, "alpha": 3.0},
@@ -111,7 +115,9 @@ def test_a_compiled_step_says_whether_it_was_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_shapes_foretell_the_arrays_of_a_run(root, tmp_path, name):
+def test_shapes_foretell_the_arrays_of_a_run(root, tmp_path, name, monkeypatch):
+    # Let params of a small net lie on several devices.
+    monkeypatch.setattr(devices, "MIN_SHARDED_SIZE", 1)
     config = make_config(root, **STARTS[name])
     if name == "shares":
         config["data"] = {
@@ -125,11 +131,15 @@ def test_shapes_foretell_the_arrays_of_a_run(root, tmp_path, name):
     phases = make_phases(plans, feeds, split, 0)
     state = None
     for index, phase in enumerate(phases):
-        state = phase.enter(state)
-        fixed, batch = phase.open_fixed(state), next(phase.batches(0))
-        assert differences((state, fixed, batch), step_arguments(plans, phases, index)) == []
+        mesh = mesh_of(config)
+        state = place(phase.enter(fetch(state)), mesh)
+        fixed, batch = phase.open_fixed(state), put_inputs(next(phase.batches(0)), mesh)
+        foretold = step_arguments(plans, phases, index)
+        assert differences((state, fixed, batch), foretold) == []
+        for leaf, shape in zip(jax.tree.leaves((state, fixed)), jax.tree.leaves(foretold[:2]), strict=True):
+            assert leaf.sharding == shape.sharding
     # The shapes are worth comparing.
-    assert len(jax.tree.leaves(batch)) == 4
+    assert len(jax.tree.leaves(batch)) == 2
 
 
 def test_a_run_reports_its_starts_and_compiles_each_step_once(root, tmp_path, monkeypatch, caplog):

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
+from tljax.arguments import make_flags
 from tljax.features.describe import describe_store
 from tljax.features.export import export_store
 from tljax.features.store import open_store
@@ -24,7 +24,7 @@ def models(arguments: Sequence[str]) -> int:
     PATTERN is a shell pattern, as 'resnet50.*', or a part of a name. Params are those without a classifier; GFLOPs are
     XLA's count for one image forward, a multiply-add as two.
     """
-    values = _flags()
+    values = make_flags()
     pattern = _positional(values, arguments, "PATTERN", least=0) or "*"
     known = sizes()
     rows: list[Sequence[str]] = [_COLUMNS]
@@ -43,7 +43,7 @@ def inspect(arguments: Sequence[str]) -> int:
     FILE_OR_NAME is a file, a folder, or a name as tljax.load takes it. --layout and --architecture choose where the
     file fits several; --num_classes and --image_size show what a new head and another size would change.
     """
-    values = _flags(num_classes=int, image_size=int, layout=str, architecture=str, revision=str)
+    values = make_flags(num_classes=int, image_size=int, layout=str, architecture=str, revision=str)
     name = _positional(values, arguments, "FILE_OR_NAME")
     source = open_source(
         name if _is_name(name) else f"file:{name}", layout=values.layout, architecture=values.architecture,
@@ -58,7 +58,7 @@ def export(arguments: Sequence[str]) -> int:
 
     RUN_OR_NAME is the directory of a finished `tljax finetune` or `tljax soup`, or a name as tljax.load takes it.
     """
-    values = _flags(format=str, to=str)
+    values = make_flags(format=str, to=str)
     source = _positional(values, arguments, "RUN_OR_NAME")
     missing = [f"--{name}" for name in ("format", "to") if not values[name].value]
     if missing:
@@ -73,7 +73,7 @@ def features(arguments: Sequence[str]) -> int:
     DIR is the folder of a store, as `tljax extract` names it. --verify reads every byte and compares it with the
     checksums; --export writes the arrays for other programs, into a new folder.
     """
-    values = _flags(verify=bool, export=str, to=str)
+    values = make_flags(verify=bool, export=str, to=str)
     store = open_store(_positional(values, arguments, "DIR"))
     if (values.export is None) != (values.to is None):
         raise ValueError("--export and --to go together: tljax features DIR --export=npy|safetensors --to=DIR")
@@ -98,15 +98,6 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "features": (features, "say what a feature store holds, compare it with its checksums, write it as npy"),
     "export": (export, "write a fine-tuned run for transformers, timm, torchvision or as npz"),
 }
-
-
-def _flags(**kinds: type) -> flags.FlagValues:
-    """Define flags in an object of their own: absl's global one belongs to the program that imports this."""
-    values = flags.FlagValues()
-    define: dict[type, Any] = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_boolean}
-    for name, kind in kinds.items():
-        define[kind](name, None, "", flag_values=values)
-    return values
 
 
 def _positional(values: flags.FlagValues, arguments: Sequence[str], name: str, *, least: int = 1) -> str:

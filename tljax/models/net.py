@@ -4,7 +4,7 @@ This is the only module that turns NNX modules into dicts and back.
 """
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -120,6 +120,8 @@ class Net:
         compute_dtype: str | None = None,
         use_remat: bool = False,
         kernels: Kernels | None = None,
+        axis_name: str | None = None,
+        gather: Callable[[Arrays], Arrays] | None = None,
     ) -> tuple[jax.Array, Arrays]:
         """Run the stages from `start` up to, not including, `stop`.
 
@@ -141,6 +143,10 @@ class Net:
             use_remat: compute the inside of each stage in training mode again in the backward pass, and keep only
                 what goes from stage to stage.
             kernels: how the stages compute that have a choice; None for `Kernels()`, what suits the device.
+            axis_name: mapped axis that the batch is spread over, under `jax.pmap`; BatchNorm in training mode uses the
+                statistics of the whole batch there too.
+            gather: brings the params of a stage together where they lie spread over devices, once they have the
+                dtype to compute in.
 
         Returns:
             The output of the last stage that ran, and `stats`, those of the stages in training mode updated.
@@ -165,7 +171,9 @@ class Net:
             settings: dict[str, Any] = {"is_training": is_training}
             if stage in self.architecture.kernel_stages:
                 settings["kernels"] = kernels or Kernels()
-            run: Any = functools.partial(self._run, stage, settings=settings, compute_dtype=compute_dtype)
+            run: Any = functools.partial(
+                self._run, stage, settings=settings, compute_dtype=compute_dtype, axis_name=axis_name, gather=gather
+            )
             if use_remat and is_training:
                 run = jax.checkpoint(run)
             own = [{path: given[path] for path in leaves} for leaves, given in self._leaves_of(stage, params, stats)]
@@ -175,13 +183,18 @@ class Net:
 
     def _run(
         self, stage: str, params: Arrays, stats: Arrays, x: jax.Array, noise: Noise | None, *,
-        settings: Mapping[str, Any], compute_dtype: str | None,
+        settings: Mapping[str, Any], compute_dtype: str | None, axis_name: str | None,
+        gather: Callable[[Arrays], Arrays] | None,
     ) -> tuple[jax.Array, Arrays]:  # fmt: skip
         """Run one stage; return its output, and its new statistics in training mode."""
         if compute_dtype is not None:
             dtype = jnp.dtype("float32" if stage == HEAD else compute_dtype)
             params, x = jax.tree.map(lambda array: array.astype(dtype), (params, x))
+        if gather is not None:
+            params = gather(params)
         module = self._bind(stage, params, stats)
+        if axis_name is not None:
+            module.set_attributes(nnx.BatchNorm, axis_name=axis_name, raise_if_not_found=False)
         # Only stages that draw, or choose, know the words.
         y = module(x, **settings, **({} if noise is None else {"noise": noise}))
         return y, _flatten(stage, nnx.state(module, nnx.BatchStat)) if settings["is_training"] else {}

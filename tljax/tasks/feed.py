@@ -12,6 +12,7 @@ import numpy as np
 from tljax import plain
 from tljax.data.augment import Augment
 from tljax.data.pipeline import ordered_batches, training_batches
+from tljax.data.share import Share
 from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
 from tljax.features.store import FeatureStore
 from tljax.finetune.costs import step_batch
@@ -33,6 +34,7 @@ class Feed:
         sampling: see `data.sampling`.
         start: the stage whose input the batches hold; 0 for images.
         store: the stored inputs of that stage; None for images.
+        share: the rows of each batch that this process reads.
     """
 
     inputs: Inputs
@@ -41,6 +43,7 @@ class Feed:
     sampling: str
     start: str | int
     store: FeatureStore | None
+    share: Share
 
     def training(self, indices: np.ndarray, seed: int, start_step: int) -> Iterator[Batch]:
         """Endless shuffled batches with random views, from a step on."""
@@ -49,17 +52,19 @@ class Feed:
             return prefix_batches(
                 self.store, indices, source.labels, self.batch_size, seed, start_step=start_step,
                 views=self.store.ingredients["views"], sampling=self.sampling, targets=source.targets,
+                share=self.share,
             )  # fmt: skip
         return training_batches(
             source, indices, preprocess, self.batch_size, seed, start_step=start_step, augment=self.augment,
-            sampling=self.sampling,
+            sampling=self.sampling, share=self.share,
         )  # fmt: skip
 
     def ordered(self, indices: np.ndarray) -> Iterator[Batch]:
         """Padded batches without augmentation, in order."""
         if self.store is not None:
-            return ordered_prefix_batches(self.store, indices, self.batch_size)
-        return ordered_batches(self.inputs.source, indices, self.inputs.pretrained.preprocess, self.batch_size)
+            return ordered_prefix_batches(self.store, indices, self.batch_size, share=self.share)
+        preprocess = self.inputs.pretrained.preprocess
+        return ordered_batches(self.inputs.source, indices, preprocess, self.batch_size, share=self.share)
 
 
 def open_feed(plan: Plan) -> Feed:
@@ -67,12 +72,12 @@ def open_feed(plan: Plan) -> Feed:
     store = None if plan.bank is None else _open_prefix(plan)
     return Feed(
         inputs=plan.inputs, batch_size=plan.recipe.batch_size, augment=plan.augment, sampling=plan.recipe.sampling,
-        start=plan.start, store=store,
+        start=plan.start, store=store, share=Share(index=jax.process_index(), count=jax.process_count()),
     )  # fmt: skip
 
 
 def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes of the batches that a phase trains on, before there are any."""
+    """Return the shapes of what the steps of a phase read of a batch, before there is any."""
     size, targets = plan.recipe.batch_size, plan.inputs.source.targets
     shapes = step_batch(plan.forward, size, plan.inputs.pretrained.preprocess.shape)
     if targets is not None:
@@ -80,9 +85,7 @@ def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
     if plan.bank is not None:
         dtype = call("prefix", plan.config, Prefix).dtype
         shapes["activation"] = jax.ShapeDtypeStruct(shapes["activation"].shape, dtype)
-    # Of images and views; the steps do not read them.
-    places = jax.ShapeDtypeStruct((size,), jax.dtypes.canonicalize_dtype(np.int64))
-    return {**shapes, "index": places, "view": places}
+    return shapes
 
 
 def open_once(plans: Sequence[Plan]) -> list[Callable[[], Feed]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from tljax import rundir
+from tljax import processes, rundir
 from tljax.finetune.checkpoint import last_saved
 from tljax.finetune.phases import Phase, phase_of_state
 from tljax.finetune.step import Batch
@@ -98,7 +98,6 @@ class Startup:
     def _report(self, compiled: Compiled) -> None:
         self._is_over = True
         total = sum(self.parts_s.values())
-        earlier = rundir.read_json(self.path) if self.path.exists() else []
         record = {
             "total_s": total,
             "parts_s": self.parts_s,
@@ -107,7 +106,9 @@ class Startup:
             "is_compiled_from_cache": compiled.is_from_cache,
             "first_step_at": time.time(),
         }
-        rundir.write_json(self.path, [*earlier, record])
+        if processes.is_first():
+            earlier = rundir.read_json(self.path) if self.path.exists() else []
+            rundir.write_json(self.path, [*earlier, record])
         log.info(
             "first step after %.1f s: %s; in the background: lower %.1f, %s %.1f",
             total,
