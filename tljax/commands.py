@@ -102,7 +102,8 @@ def bench(arguments: Sequence[str]) -> int:
     `train` says how many images a second the training step takes in: --rows=all,last_third,head,cached of --model, on
     random images that lie on the device, --batch_size=256 at --image_size=224, computed in --dtype=bfloat16. The best
     and the median of --rounds=3 rounds of --steps=30 steps; compilation is not among them. --kernels=auto,plain,
-    norm,gelu,pallas compares ways to compute the same. --small takes a minute or two on a CPU. --to=FILE writes CSV or JSON.
+    pallas_norm,pallas_gelu compares ways to compute the same. --small takes a minute or two on a CPU. --to=FILE writes
+    CSV or JSON.
     """
     kinds = {"train": bench_training}
     if len(arguments) < 2 or arguments[1] not in kinds:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from tljax.models import Net, VitConfig, architecture
-from tljax.models.kernels import PALLAS, PLAIN, XLA, Kernels, platform
+from tljax.models.kernels import CHEAP, PALLAS, PLAIN, XLA, Kernels, platform
 from tljax.paths import did_you_mean
 
 MODELS = ("vit_b16", "vit_s16", "resnet50", "vgg16")
@@ -15,8 +15,11 @@ ALL, LAST_THIRD, HEAD, CACHED = TRAINED = ("all", "last_third", "head", "cached"
 KERNELS = {
     "auto": Kernels(),
     "plain": Kernels(attention=XLA, gelu=PLAIN),
-    "norm": Kernels(layer_norm=PALLAS),
-    "gelu": Kernels(bias_gelu=PALLAS),
+    "xla_attention": Kernels(attention=XLA),
+    "plain_gelu": Kernels(gelu=PLAIN),
+    "cheap_gelu": Kernels(gelu=CHEAP),
+    "pallas_norm": Kernels(layer_norm=PALLAS),
+    "pallas_gelu": Kernels(bias_gelu=PALLAS),
     "pallas": Kernels(layer_norm=PALLAS, bias_gelu=PALLAS),
 }
 DTYPES = ("float32", "bfloat16")

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +44,15 @@ class Peak:
     source: str
 
 
-def peak_of(device: jax.Device, dtype: str) -> Peak:
-    """Return the peak of a device for products of that dtype."""
+def peak_of(device: Any, dtype: str) -> Peak:
+    """Return the peak of a JAX device for products of that dtype."""
     known = BFLOAT16_TFLOPS.get(device.device_kind) if dtype == "bfloat16" else None
     if known is not None:
         return Peak(flops_per_s=1e12 * known, source="data sheet")
     return Peak(flops_per_s=_measure(device, dtype), source="measured")
 
 
-def _measure(device: jax.Device, dtype: str) -> float:
+def _measure(device: Any, dtype: str) -> float:
     """Time products of random matrices; the fastest counts, as nothing makes one faster than it can be."""
     side = _SIDES.get(device.platform, _SIDE)
     matrix = jax.device_put(jax.random.normal(jax.random.key(0), (side, side)).astype(dtype), device)
