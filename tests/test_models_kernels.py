@@ -147,11 +147,17 @@ def test_half_precision_takes_fused_attention_on_nvidia_gpus():
 # jax 0.11 has Mosaic in its place, for Hopper and later.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 def test_pallas_kernels_are_lowered_where_they_are_chosen():
-    assert "xla.gpu.triton" not in program_of_a_step("bfloat16")
-    norms = program_of_a_step("bfloat16", Kernels(layer_norm="pallas"))
+    # What they are lowered for, from jax 0.11 on; cuDNN's attention wants a real device then.
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("device",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        plain, norms, gelus = (
+            program_of_a_step("bfloat16", Kernels(attention="xla", **ways))
+            for ways in ({}, {"layer_norm": "pallas"}, {"bias_gelu": "pallas"})
+        )
+    assert "xla.gpu.triton" not in plain
     # Forward and backward, twice a block.
     assert norms.count("@__gpu$xla.gpu.triton(") == 4 * WIDE.depth
-    gelus = program_of_a_step("bfloat16", Kernels(bias_gelu="pallas"))
     assert gelus.count("@__gpu$xla.gpu.triton(") == WIDE.depth
 
 
