@@ -155,8 +155,8 @@ def test_a_run_reports_its_starts_and_compiles_each_step_once(root, tmp_path, mo
     assert [shape[1] for shape in compiled] == [8, 16]
     (start,) = json.loads((tmp_path / "whole" / "startup.json").read_text())
     assert set(start["parts_s"]) == {
-        "open data", "load weights", "plan", "stored prefix", "state to the devices", "first batch",
-        "wait for the compiled step", "first step",
+        "open data", "load weights", "plan", "stored prefix", "state to the devices", "hash of what is frozen",
+        "first batch", "wait for the compiled step", "first step",
     }  # fmt: skip
     assert start["total_s"] == pytest.approx(sum(start["parts_s"].values()))
     assert "compiled again" not in caplog.text

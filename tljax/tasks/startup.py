@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import jax
 from tljax import processes, rundir
 from tljax.finetune.checkpoint import last_saved
 from tljax.finetune.phases import Phase, phase_of_state
-from tljax.finetune.step import Batch
 from tljax.tasks.ahead import AheadOfTime, Compiled
 
 # In the run directory.
@@ -58,10 +57,22 @@ class Startup:
             steps[phase_of_state(phases, done + 1)].begin()
         return [
             dataclasses.replace(
-                phase, train_step=self._timed(step, following), batches=self._timed_batches(phase.batches)
+                phase,
+                open_fixed=self._marked(phase.open_fixed, "state to the devices"),
+                frozen_hash=self._marked(phase.frozen_hash, "hash of what is frozen"),
+                train_step=self._timed(step, following),
             )
             for phase, step, following in zip(phases, steps, [*steps[1:], None], strict=True)
         ]
+
+    def _marked(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            result = function(*arguments)
+            if not self._is_over:
+                self.mark(name)
+            return result
+
+        return call
 
     def _timed(self, step: AheadOfTime, following: AheadOfTime | None) -> Callable[..., Any]:
         has_begun = False
@@ -69,6 +80,7 @@ class Startup:
         def run(*arguments: Any) -> Any:
             nonlocal has_begun
             if not self._is_over:
+                self.mark("first batch")
                 compiled = step.wait()
                 self.mark("wait for the compiled step")
                 result = jax.block_until_ready(step(*arguments))
@@ -82,18 +94,6 @@ class Startup:
             return result
 
         return run
-
-    def _timed_batches(self, batches: Callable[[int], Iterator[Batch]]) -> Callable[[int], Iterator[Batch]]:
-        def read(start_step: int) -> Iterator[Batch]:
-            stream = batches(start_step)
-            if not self._is_over:
-                self.mark("state to the devices")
-                first = next(stream)
-                self.mark("first batch")
-                yield first
-            yield from stream
-
-        return read
 
     def _report(self, compiled: Compiled) -> None:
         self._is_over = True
