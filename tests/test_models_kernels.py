@@ -182,6 +182,17 @@ def test_the_device_decides_where_nothing_is_said(monkeypatch, caplog):
         attention_way(Kernels(attention="cudnn"), "float32", 64)
 
 
+def test_the_ways_are_named(monkeypatch):
+    monkeypatch.setattr(kernels, "platform", lambda: "cuda")
+    assert kernels.describe(Kernels(), "bfloat16", 64) == (
+        "on cuda: attention cudnn, exact GELU cheap, LayerNorm plain"
+    )
+    chosen = Kernels(attention="xla", layer_norm="pallas", bias_gelu="pallas")
+    assert kernels.describe(chosen, "bfloat16", 64) == (
+        "on cuda: attention xla, exact GELU together with its bias in pallas, LayerNorm pallas"
+    )
+
+
 def test_unknown_ways_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="kernels: attention is 'cudn' .*'cudnn'.*; gelu is 'exact', wanted auto"):
         Kernels(attention="cudn", gelu="exact")

@@ -93,6 +93,15 @@ def gelu_way(kernels: Kernels) -> str:
     return _chosen("gelu", CHEAP if platform() in ("cuda", "rocm") else PLAIN) if kernels.gelu == AUTO else kernels.gelu
 
 
+def describe(kernels: Kernels, dtype: Any, head_width: int) -> str:
+    """Say in a line which ways are taken here."""
+    gelu = f"together with its bias in {PALLAS}" if kernels.bias_gelu == PALLAS else gelu_way(kernels)
+    return (
+        f"on {platform()}: attention {attention_way(kernels, dtype, head_width)}, exact GELU {gelu}, "
+        f"LayerNorm {kernels.layer_norm}"
+    )
+
+
 @functools.cache
 def _chosen(name: str, way: str) -> str:
     """Return the way, and say it once."""
