@@ -156,8 +156,11 @@ def test_processes_share_a_folder_at_the_same_time(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, **pipes) for _ in range(2)]
     for process in both:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
+    # Both have opened the folder.
     for process in both:
+        assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
     outs = [process.communicate()[0] for process in both]
@@ -176,7 +179,7 @@ def test_a_task_reads_what_another_run_has_compiled(tmp_path):
     def work(config, workdir, inputs):
         with count_events() as events:
             compute()
-        return {"hits": events["cache_hits"], "misses": events["cache_misses"]}
+        return {"hits": float(events["cache_hits"]), "misses": float(events["cache_misses"])}
 
     def run(workdir, **execution):
         jax.clear_caches()

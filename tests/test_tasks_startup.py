@@ -129,7 +129,7 @@ def test_shapes_foretell_the_arrays_of_a_run(root, tmp_path, name, monkeypatch):
     plans, _ = plan_run(config, inputs, split)
     feeds = open_once(plans)
     phases = make_phases(plans, feeds, split, 0)
-    state = None
+    state, batch = None, {}
     for index, phase in enumerate(phases):
         mesh = mesh_of(config)
         state = place(phase.enter(fetch(state)), mesh)

@@ -121,9 +121,8 @@ def bench_training(arguments: Sequence[str]) -> str:
     rest = values(list(arguments))[1:]
     if rest:
         raise ValueError(f"not understood: {' '.join(rest)}; options are written --name=value")
-    given: dict[str, Any] = {
-        name: tuple(values[flag].value.split(",")) for flag, name in names.items() if values[flag].value
-    }
+    texts = {name: values[flag].value for flag, name in names.items()}
+    given: dict[str, Any] = {name: tuple(text.split(",")) for name, text in texts.items() if text}
     given |= {name: values[flag].value for flag, name in numbers.items() if values[flag].value is not None}
     if values.dtype is not None:
         given["dtype"] = values.dtype

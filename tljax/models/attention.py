@@ -1,5 +1,7 @@
 """Attention of tokens to themselves, padded to the numbers of tokens that cuDNN's kernel takes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,12 +35,13 @@ def padded_attention(
     """Mix values as `attend`, among tokens filled up with others that nobody attends to."""
     batch_size, num_tokens = query.shape[:2]
     missing = -num_tokens % MULTIPLE
+    # Its annotations have two names and no string.
+    attention: Any = jax.nn.dot_product_attention
     if not missing:
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # pyright: ignore[reportArgumentType]
+        return attention(query, key, value, implementation=implementation)
     query, key, value = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (query, key, value))
     lengths = jnp.full((batch_size,), num_tokens, jnp.int32)
-    mixed = jax.nn.dot_product_attention(
-        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
-        implementation=implementation,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+    mixed = attention(
+        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
+    )
     return mixed[:, :num_tokens]

@@ -46,8 +46,9 @@ class Attention(nnx.Module):
     ) -> Float[Array, "b n d"]:
         read = x if context is None else context
         query, key, value = self._heads(self.query(x)), self._heads(self.key(read)), self._heads(self.value(read))
-        is_plain = context is not None or kernels is None
-        way = XLA if is_plain else attention_way(kernels, query.dtype, query.shape[-1])
+        way = XLA
+        if context is None and kernels is not None:
+            way = attention_way(kernels, query.dtype, query.shape[-1])
         mixed = attend(query, key, value, way=way)
         return self.out(mixed.reshape(x.shape))  # b n heads e -> b n (heads e)
 

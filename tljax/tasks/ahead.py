@@ -80,14 +80,15 @@ class AheadOfTime:
 
     def __call__(self, *arguments: Any) -> Any:
         """Take a step, compiled ahead or, should the arrays be others than was foreseen, now."""
-        if self._chosen is None:
+        step = self._chosen
+        if step is None:
             compiled = self.wait()
             problems = differences(arguments, compiled.arguments)
             if problems:
                 # No error: what is computed is the same, later.
                 log.warning("the step was compiled for other arrays, and is compiled again: %s", "; ".join(problems))
-            self._chosen = self.jitted if problems else compiled.step
-        return self._chosen(*arguments)
+            self._chosen = step = self.jitted if problems else compiled.step
+        return step(*arguments)
 
 
 def differences(arrays: Any, shapes: Any) -> list[str]:

@@ -111,7 +111,7 @@ def _draw_batch(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndar
 def _runner(step: Callable[..., Any], state: Any, fixed: Any, batch: Any) -> Callable[[int], float]:
     def run(num_steps: int) -> float:
         nonlocal state
-        began = time.perf_counter()
+        began, metrics = time.perf_counter(), None
         for _ in range(num_steps):
             state, metrics = step(state, fixed, batch)
         jax.block_until_ready((state, metrics))

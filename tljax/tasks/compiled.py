@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -33,7 +34,8 @@ def keep_compiled(folder: Path | None, *, limit_bytes: int = LIMIT_BYTES) -> Ite
         folder: shared by all machines and versions, each of which has a folder of its own inside; None keeps nothing.
         limit_bytes: what may be left in that when the context is left.
     """
-    if folder is None or jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config
+    if folder is None or config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         yield
         return
     own = folder / machine_name()
