@@ -26,11 +26,11 @@ NETS = {
 
 
 @functools.cache
-def job_of(name: str) -> Job:
-    """Everything that draws is on, and all stages but the first are trained."""
+def job_of(name: str, freeze: str | int = 1) -> Job:
+    """Everything that draws is on; without more words all stages but the first are trained."""
     net, size = NETS[name]
     job = make_job(
-        net, size, freeze=1, seed=3, average_decay=0.9, mix=Mix(mixup_alpha=0.5, cutmix_alpha=1.0),
+        net, size, freeze=freeze, seed=3, average_decay=0.9, mix=Mix(mixup_alpha=0.5, cutmix_alpha=1.0),
         forward={"regularise": Regularise(dropout=0.2, stochastic_depth=0.0 if name == "resnet" else 0.3)},
     )  # fmt: skip
     # Adam would divide gradients that are rounding alone by themselves.
@@ -83,9 +83,9 @@ def assert_same_numbers(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray
         np.testing.assert_allclose(got[path], value, rtol=0, atol=2e-5 * scale, err_msg=path)
 
 
-def save_from_first(folder: str, fsdp: str) -> None:
+def save_from_first(folder: str) -> None:
     """Run as a job of several processes; the first writes what all have."""
-    for name in NETS:
-        found = train_on_mesh(name, jax.devices(), int(fsdp))
+    for name, fsdp in (("vit", 1), ("vit", 4), ("resnet", 1)):
+        found = train_on_mesh(name, jax.devices(), fsdp)
         if jax.process_index() == 0:
-            np.savez(Path(folder) / f"{name}.npz", **found)  # pyright: ignore[reportArgumentType]
+            np.savez(Path(folder) / f"{name}_{fsdp}.npz", **found)  # pyright: ignore[reportArgumentType]

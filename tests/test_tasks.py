@@ -377,7 +377,7 @@ def test_how_a_run_is_executed_is_recorded_and_may_change(tmp_path, capsys, smal
     assert [start["execution"]["fsdp"] for start in rundir.starts(workdir)] == [2, 1]
     mine.write_text(mine.read_text().replace("fsdp=2", "fsdp=0"))
     assert main([f"--config={mine}" if flag == file else flag for flag in call]) == 2
-    assert "config.execution.fsdp is 0, wanted at least 1" in capsys.readouterr().err
+    assert "config.execution: fsdp is 0, wanted at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

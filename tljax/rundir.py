@@ -144,12 +144,22 @@ def _version(package: str) -> str:
 
 def _git_state() -> str:
     """Commit of the source tree, with `-dirty` when it has changes; `unknown` outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = _git("describe", "--always", "--abbrev=12")
+    # Not `describe --dirty`: it locks the index, and a process that is killed would leave the lock behind.
+    changes = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    if not commit or changes is None:
+        return "unknown"
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says of the source tree; None where it fails."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return result.stdout.strip() or "unknown"
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 @contextlib.contextmanager

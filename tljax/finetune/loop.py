@@ -36,6 +36,7 @@ def fit(
     evaluate_every: int,
     keep_best: str | None = None,
     max_loss: float | None = None,
+    save_timeout_s: int | None = None,
 ) -> TrainState:
     """Train through all phases, going on from the latest checkpoint if there is one.
 
@@ -55,6 +56,7 @@ def fit(
         keep_best: name of an evaluated number. Every evaluation is then a checkpoint too, and the one with the largest
             number is kept beside the latest ones.
         max_loss: a loss above it is taken for divergence; None takes none.
+        save_timeout_s: see `Checkpoints`.
 
     Returns:
         The state after the last step.
@@ -68,7 +70,7 @@ def fit(
         Preempted: the process was told to end; the state after its last step is saved.
     """
     with (
-        Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints,
+        Checkpoints(checkpoint_dir, config, keep_best=keep_best, timeout_s=save_timeout_s) as checkpoints,
         _progress() as progress,
         preemption.notices() as is_told_to_end,
     ):
@@ -122,7 +124,7 @@ def _train(phase: Phase, number: int, first: int, state: TrainState, done: int, 
 
 def _resume(phases: Sequence[Phase], checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState | None, int]:
     """Return the latest state, if any, and the phase that its next step belongs to, or the last one at the end."""
-    step = checkpoints.latest_step
+    step = processes.on_first(lambda: checkpoints.latest_step)
     if step is None:
         return None, 0
     index = phase_of_state(phases, step)
@@ -230,7 +232,7 @@ def load_best(
         ValueError: nothing was evaluated.
     """
     with Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints:
-        step = checkpoints.best_step
+        step = processes.on_first(lambda: checkpoints.best_step)
         if step is None:
             raise ValueError(
                 f"no checkpoint in {checkpoint_dir} has {keep_best!r}: nothing was evaluated; give the split a "

@@ -18,6 +18,8 @@ class Execution:
     Args:
         fsdp: number of devices that share one copy of params and optimizer state between them; 1 gives each device a
             copy of its own, which is faster where it fits.
+        save_timeout_s: what a checkpoint of several processes may take, from the first byte to the last. Where one of
+            them cannot write, the others wait so long before all end.
         compiled_dir: folder where compiled programs are kept for later runs, beside the run directory if it is no whole
             path; None keeps none. See `tasks.compiled`.
         kernels: ways to compute parts of a network, as keyword arguments of `models.kernels.Kernels`; those that are
@@ -28,13 +30,16 @@ class Execution:
     """
 
     fsdp: int = 1
+    save_timeout_s: int = 300
     compiled_dir: str | None = ".compiled"
     kernels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no machine has."""
-        if self.fsdp < 1:
-            raise ValueError(f"config.execution.fsdp is {self.fsdp}, wanted at least 1")
+        counts = ("fsdp", "save_timeout_s")
+        problems = [f"{name} is {getattr(self, name)}, wanted at least 1" for name in counts if getattr(self, name) < 1]
+        if problems:
+            raise ValueError(f"config.execution: {'; '.join(problems)}")
         check_keys("config.execution.kernels", self.kernels, [item.name for item in fields(Kernels)], ())
         if self.chosen_kernels.use_pallas and jax.device_count() > 1 and platform() != "cpu":
             raise ValueError(

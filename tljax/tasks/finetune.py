@@ -19,7 +19,7 @@ from tljax.finetune.state import TrainState
 from tljax.tasks.caching import CACHES, settle_caches
 from tljax.tasks.drifting import measure_drift
 from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric
-from tljax.tasks.execution import identity_of
+from tljax.tasks.execution import execution_of, identity_of
 from tljax.tasks.feed import Feed, open_once
 from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
 from tljax.tasks.plan import Plan
@@ -105,7 +105,7 @@ def _conclude(
 ) -> dict[str, float]:
     """Write what the run ended with; return its metrics."""
     save_tuned(workdir, plan, result)
-    moved = measure_drift(plan, result, feed, split.val[: plan.recipe.drift_images], workdir)
+    moved = measure_drift(plan, result, feed.alone(), split.val[: plan.recipe.drift_images], workdir)
     record = {
         "method": NAME,
         "features": f"from {plan.groups.train_from}",
@@ -138,6 +138,7 @@ def _train(config: Mapping[str, Any], phases: list[Phase], plan: Plan, workdir: 
         evaluate_every=recipe.evaluate_every,
         keep_best=keep_best,
         max_loss=recipe.max_loss,
+        save_timeout_s=execution_of(config).save_timeout_s,
     )
     if keep_best is None:
         return state, len(phases) - 1

@@ -48,6 +48,11 @@ def run_task(
     Raises:
         ValueError: the config does not fit, the directory is in use, or it holds a run of another config or inputs.
     """
+    if processes.are_several() and name not in SEVERAL:
+        raise ValueError(
+            f"tljax {name} runs in one process, and this is one of {jax.process_count()}; several take "
+            f"{' and '.join(SEVERAL)}"
+        )
     chosen = select(name, config)
     execution, identity = execution_of(chosen), identity_of(chosen)
 
@@ -58,11 +63,6 @@ def run_task(
     found = processes.on_first(find)
     if found is not None:
         return found
-    if processes.are_several() and name not in SEVERAL:
-        raise ValueError(
-            f"tljax {name} runs in one process, and this is one of {jax.process_count()}; several take "
-            f"{' and '.join(SEVERAL)}"
-        )
     with contextlib.ExitStack() as stack:
         found = processes.on_first(lambda: stack.enter_context(rundir.only_process(workdir)) or find())
         if found is not None:
