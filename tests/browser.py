@@ -67,7 +67,9 @@ def chromium() -> Iterator[Browser]:
     Raises:
         FileNotFoundError: it is not installed.
     """
-    program = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    program = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
     if program is None:
         raise FileNotFoundError("no chromium on the path; on Debian: apt-get install chromium")
     ours, theirs = os.pipe(), os.pipe()
@@ -79,8 +81,10 @@ def chromium() -> Iterator[Browser]:
         os.dup2(writing, 4)
 
     with tempfile.TemporaryDirectory() as profile:
-        command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
-                   "--no-first-run", "--disable-background-networking", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]  # fmt: skip
+        command = [
+            program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
+            "--disable-background-networking", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
+        ]  # fmt: skip
         process = subprocess.Popen(
             command, preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

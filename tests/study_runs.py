@@ -18,9 +18,10 @@ FACTORS = {
 
 
 def start() -> dict[str, Any]:
+    packages = {"tljax": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2"}
     return {
-        "python": "3.11.7", "platform": "Linux x86_64", "packages": {"tljax": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2"},
-        "devices": ["cpu:cpu"], "cpu_count": 2, "git": "0123456789ab", "argv": ["tljax"], "started": "2026-01-01T00:00:00Z",
+        "python": "3.11.7", "platform": "Linux x86_64", "packages": packages, "devices": ["cpu:cpu"], "cpu_count": 2,
+        "git": "0123456789ab", "argv": ["tljax"], "started": "2026-01-01T00:00:00Z",
     }  # fmt: skip
 
 
@@ -72,7 +73,9 @@ def write_run(path: Path, config: Mapping[str, Any], accuracy: float, *, steps: 
     write_json(path / "partition.json", [{"stage": stage, "phase": 0, "num_params": 100} for stage in STAGES])
     lines = []
     for step in range(steps):
-        lines.append({"step": step, "loss": float(np.exp(-step / 15) + 0.05 * rng.normal()), "accuracy": 0.5, "phase": 0})
+        lines.append(
+            {"step": step, "loss": float(np.exp(-step / 15) + 0.05 * rng.normal()), "accuracy": 0.5, "phase": 0}
+        )
         if step % 10 == 9:
             seen = accuracy - 0.3 * np.exp(-step / 10) + 0.005 * float(rng.normal())
             lines.append({"step": step, "val_accuracy": seen, "val_balanced_accuracy": seen - 0.01})
@@ -84,11 +87,13 @@ def _evaluation(metrics: Mapping[str, float], rng: np.random.Generator) -> dict[
     missed = NUM_TEST // 3 - hits
     first = int(rng.integers(0, missed + 1))
     rest = [first, missed - first]
-    confusion = [rest[:row] + [hits] + rest[row:] for row in range(3)]
-    groups = {name: {**metrics, "accuracy": metrics["accuracy"] + shift} for name, shift in (("mono", 0.01), ("poly", -0.01))}
+    confusion = [[*rest[:row], hits, *rest[row:]] for row in range(3)]
+    groups = {
+        name: {**metrics, "accuracy": metrics["accuracy"] + shift} for name, shift in (("mono", 0.01), ("poly", -0.01))
+    }
     return {
-        "method": "finetune", "features": "from head", "depth": None, "chosen": {}, "n_test": NUM_TEST, "metrics": metrics,
-        "by_group": groups, "confusion": confusion,
+        "method": "finetune", "features": "from head", "depth": None, "chosen": {}, "n_test": NUM_TEST,
+        "metrics": metrics, "by_group": groups, "confusion": confusion,
     }  # fmt: skip
 
 
@@ -121,7 +126,7 @@ def write_study(
                 run_path(folder, levels, seed),
                 make_config(levels, seed),
                 accuracy_of(levels, factors, seed),
-                trained=1 + list(factors.values())[0].index(values[0]) % 4,
+                trained=1 + next(iter(factors.values())).index(values[0]) % 4,
             )
     return folder
 

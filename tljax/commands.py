@@ -100,8 +100,9 @@ def report(arguments: Sequence[str]) -> int:
 
     DIR is the folder of a study, with its study.json, or one with run directories somewhere below it: what is compared
     then are the config fields in which they differ. --metric is a name in done.json (default: that of the study, or
-    accuracy); --task chooses where there are runs of several tasks; --format is any of html, md, latex and csv (default:
-    all of them); --to is where they are written (default: DIR/report). What the numbers mean: docs/report.md.
+    accuracy). --task chooses where there are runs of several tasks. --format is any of html, md, latex and csv, all of
+    them where it is not given, and --to where they are written (default: DIR/report). docs/report.md says what the
+    numbers mean.
     """
     values = make_flags(to=str, metric=str, task=str, format=str)
     directories = values(list(arguments))[1:]

@@ -204,6 +204,6 @@ def confusion_chart(title: str, matrix: Sequence[Sequence[int]], class_names: Se
                 f'<rect class="fill {colour(series)}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" '
                 f'height="{height - 2}" rx="2" fill-opacity="{0.04 + 0.46 * share:.3f}"/>'
             )
-            parts.append(text(x + width / 2, y + 21, f"{count:,}", "strong" if row == column else "", "middle"))
+            parts.append(text(x + width / 2, y + 21, f"{count:,}", "", "middle"))
             parts.append(text(x + width / 2, y + 36, f"{share:.1%}", "share", "middle"))
     return svg(title, top + len(class_names) * height + 4, parts)

@@ -1,6 +1,5 @@
 """Intervals of a mean over seeds: Student's t of few, and the bootstrap from eight on."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -45,17 +44,19 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary | No
         raise ValueError(f"got {numbers.tolist()}, wanted finite values: leave failed runs out, and list them")
     if not len(numbers):
         return None
-    mean, sd, low, high = mean_interval(numbers.tolist(), confidence)
     n = len(numbers)
+    if n > 1 and are_equal(numbers):
+        return Summary(mean=float(numbers[0]), low=float(numbers[0]), high=float(numbers[0]), n=n, sd=0.0, method=T)
+    mean, sd, low, high = mean_interval(numbers.tolist(), confidence)
     if n < LEAST_FOR_BOOTSTRAP:
         return Summary(mean=mean, low=low, high=high, n=n, sd=sd, method=T if n > 1 else NONE)
     low, high = bca_interval(numbers, confidence)
     return Summary(mean=mean, low=low, high=high, n=n, sd=sd, method=BOOTSTRAP)
 
 
-def shifted(found: Summary, by: float) -> Summary:
-    """Return the summary of values that are all larger by the same amount."""
-    return dataclasses.replace(found, mean=found.mean + by, low=found.low + by, high=found.high + by)
+def are_equal(values: Float[np.ndarray, " n"]) -> bool:
+    """Tell whether numbers are the same but for rounding: 0.9 - 0.8 is not 0.8 - 0.7 in the last bit."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def percentile_interval(
@@ -92,8 +93,7 @@ def bca_interval(
         jackknife. Expanded as in Hesterberg 2015.
     """
     mean, means = values.mean(), resampled_means(values)
-    # The mean of equal values may differ from them in the last bit.
-    if np.ptp(values) == 0:
+    if are_equal(values):
         return float(values[0]), float(values[0])
     from scipy.special import ndtri
 

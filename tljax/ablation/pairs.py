@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from tljax.ablation.intervals import are_equal
+
 # Up to this many pairs all signs are tried, and from there on some are drawn.
 MOST_FOR_EXACT = 16
 NUM_DRAWS = 65535
@@ -106,8 +108,7 @@ def cohens_dz(differences: Float[np.ndarray, " n"]) -> float | None:
     Source:
         Cohen 1988, Statistical Power Analysis, 2nd edition, section 2.3.5.
     """
-    # The standard deviation of equal numbers may be that of their last bits.
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2 or are_equal(differences):
         return None
     return float(differences.mean() / differences.std(ddof=1))
 
@@ -118,7 +119,7 @@ def cliffs_delta(first: Float[np.ndarray, "*r n"], second: Float[np.ndarray, "*r
     Source:
         Cliff 1993, Psychological Bulletin 114, 494-509.
     """
-    return np.sign(first[..., :, None] - second[..., None, :]).mean(axis=(-2, -1))
+    return np.asarray(np.sign(first[..., :, None] - second[..., None, :]).mean(axis=(-2, -1)))
 
 
 def probability_of_improvement(
@@ -129,7 +130,7 @@ def probability_of_improvement(
     Source:
         Agarwal et al. 2021, arXiv:2108.13264, equation 2, of one task.
     """
-    return (cliffs_delta(first, second) + 1) / 2
+    return np.asarray((cliffs_delta(first, second) + 1) / 2)
 
 
 def minimum_detectable_difference(sd: float, n: int, *, level: float = 0.05, power: float = 0.8) -> float | None:

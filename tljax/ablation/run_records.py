@@ -26,7 +26,7 @@ class RunRecord:
         path: of the directory.
         task: its name.
         config: plain values.
-        done: results; None where the run has none.
+        done: results, null where one has no value; None where the run has none.
         error: why it failed; None where it did not.
         attempts: how often it was tried, where that was recorded.
         validations: the records of `metrics.jsonl` with validation results.
@@ -40,7 +40,7 @@ class RunRecord:
     path: Path
     task: str
     config: Mapping[str, Any]
-    done: Mapping[str, float] | None
+    done: Mapping[str, int | float | None] | None
     error: str | None
     attempts: int | None
     validations: Sequence[Mapping[str, Any]]
@@ -56,6 +56,11 @@ class RunRecord:
         if self.error is not None:
             return FAILED
         return UNFINISHED if self.done is None else FINISHED
+
+    def number(self, name: str) -> float | None:
+        """Return a result; None where the run lacks it, or it is not finite."""
+        value = None if self.done is None or name not in self.done else self.done[name]
+        return float(value) if value is not None and math.isfinite(value) else None
 
 
 def find_runs(directory: str | os.PathLike) -> list[Path]:

@@ -91,8 +91,8 @@ class Study:
         """Return a number of `done.json` by cell and seed, of the runs that have a finite one."""
         found: dict[Cell, dict[Seed, float]] = {}
         for run in self.finished:
-            value = (run.record.done or {}).get(name, math.nan)
-            if math.isfinite(value):
+            value = run.record.number(name)
+            if value is not None:
                 found.setdefault(run.cell, {})[run.seed] = value
         return found
 
@@ -139,7 +139,9 @@ def read_study(
         for record in records
     ]
     levels = {factor.name: list(factor.levels.values()) for factor in factors}
-    runs.sort(key=lambda run: (*(all_of.index(one) for all_of, one in zip(levels.values(), run.cell)), run.seed))
+    runs.sort(
+        key=lambda run: (*(names.index(one) for names, one in zip(levels.values(), run.cell, strict=True)), run.seed)
+    )
     _check_places(runs)
     return Study(
         title=said["title"],

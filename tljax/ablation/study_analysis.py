@@ -1,10 +1,11 @@
 """All numbers of a study that its report shows."""
 
+import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from tljax.ablation.choice import Choice, Validation, best
 from tljax.ablation.comparison import Comparison, as_family, compare
@@ -12,6 +13,7 @@ from tljax.ablation.curves import Band, band
 from tljax.ablation.factorial import Cell, Factors, Interaction, MainEffect, Seed, interaction, main_effect
 from tljax.ablation.intervals import Summary, summarise
 from tljax.ablation.run_records import FAILED, UNFINISHED, RunRecord
+from tljax.ablation.stats import METRICS
 from tljax.ablation.study import Run, Study
 
 # Numbers in `done.json` that are costs, with their names and what they are divided by.
@@ -22,6 +24,10 @@ COSTS = {
     "gflops_per_step": ("GFLOPs of a step", 1.0),
     "train_gflops": ("GFLOPs of training", 1.0),
 }
+# Between 0 and 1.
+SHARES = {
+    *METRICS, "mean_average_precision", "micro_f1", "subset_accuracy", "weighted_subset_accuracy", "cka",
+}  # fmt: skip
 # Of lines in one picture of curves.
 MOST_LINES = 8
 
@@ -84,8 +90,8 @@ def analyse(study: Study) -> Analysis:
         choice=choice,
         pivot=pivot,
         comparisons=[(cell, found) for cell, found in zip(compared, family, strict=False) if found],
-        effects=[one for one in effects if one],
-        interactions=[one for one in pairs if one],
+        effects=[dataclasses.replace(one, levels=_within(one.levels, study.metric)) for one in effects if one],
+        interactions=[dataclasses.replace(one, means=_within(one.means, study.metric)) for one in pairs if one],
     )
 
 
@@ -116,9 +122,9 @@ def _summaries(study: Study, validation: Validation) -> list[CellSummary]:
     return [
         CellSummary(
             cell=cell,
-            test=_over_seeds(results, cell),
-            validation=_over_seeds(validation.values, cell),
-            costs={name: found for name, values in known.items() if (found := _over_seeds(values, cell))},
+            test=_over_seeds(results, cell, study.metric),
+            validation=_over_seeds(validation.values, cell, study.metric),
+            costs={name: found for name, values in known.items() if (found := _over_seeds(values, cell, name))},
             num_failed=states[cell].count(FAILED),
             num_unfinished=states[cell].count(UNFINISHED),
         )
@@ -126,8 +132,20 @@ def _summaries(study: Study, validation: Validation) -> list[CellSummary]:
     ]
 
 
-def _over_seeds(results: Mapping[Cell, Mapping[Seed, float]], cell: Cell) -> Summary | None:
-    return summarise(list(results.get(cell, {}).values()))
+def _over_seeds(results: Mapping[Cell, Mapping[Seed, float]], cell: Cell, name: str) -> Summary | None:
+    found = summarise(list(results.get(cell, {}).values()))
+    return found and within_range(found, name)
+
+
+def within_range(found: Summary, name: str) -> Summary:
+    """Cut an interval to where the values of a metric can be: that of a few seeds reaches beyond."""
+    if name.rpartition("/")[2] not in SHARES or not found.has_interval:
+        return found
+    return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+
+def _within(found: Mapping[Any, Summary], name: str) -> dict[Any, Summary]:
+    return {key: within_range(one, name) for key, one in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +192,11 @@ def over_group(group: Group, name: str) -> Summary | None:
     """Average a number of `done.json` over the runs of a group: within each seed first, then over seeds."""
     by_seed: dict[Seed, list[float]] = {}
     for run in group.runs:
-        value = (run.record.done or {}).get(name)
-        if value is not None and math.isfinite(value):
+        value = run.record.number(name)
+        if value is not None:
             by_seed.setdefault(run.seed, []).append(value)
-    return summarise([fmean(found) for found in by_seed.values()])
+    found = summarise([fmean(values) for values in by_seed.values()])
+    return found and within_range(found, name)
 
 
 def band_of(group: Group, curve_of: Callable[[RunRecord], Mapping[int, float]]) -> Band | None:

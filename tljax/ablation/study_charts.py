@@ -9,6 +9,7 @@ from tljax.ablation.curves import Band
 from tljax.ablation.stats import Estimate
 from tljax.ablation.svg import (
     LETTER,
+    NUM_COLOURS,
     TOP,
     WIDTH,
     Number,
@@ -30,34 +31,41 @@ _FIELD, _ROW = 200, 44
 # A logarithmic axis from this ratio of the largest to the smallest on.
 _LOGARITHMIC = 20
 _KEY_ROW = 17
+_MOST_MARKERS = 60
 
 
-def dense_chart(title: str, rows: Sequence[tuple[str, Estimate]], baseline: tuple[str, Number] | None) -> str:
+def dense_chart(title: str, rows: Sequence[tuple[str, str, Estimate]], baseline: tuple[str, Number] | None) -> str:
     """Draw many estimates close under each other; their names are in tooltips.
 
     Args:
         title: what is measured.
-        rows: (name, estimate).
+        rows: (heading, name, estimate); a heading is printed where it changes, if there is room.
         baseline: name and value of a line across all rows.
     """
-    low, high = span([value for _, found in rows for value in ends(found)] + ([baseline[1]] if baseline else []))
-    scale = Scale(low=low, high=high, start=12, stop=RIGHT)
-    height = max(3.0, min(8.0, 1200 / len(rows)))
+    low, high = span([value for _, _, found in rows for value in ends(found)] + ([baseline[1]] if baseline else []))
+    left = min(max(len(heading) for heading, _, _ in rows) * LETTER + 12, 130)
+    scale = Scale(low=low, high=high, start=left, stop=RIGHT)
+    height, free = max(3.0, min(8.0, 1200 / len(rows))), 0.0
     bottom = TOP + height * len(rows) + 6
     parts = x_axis(scale, TOP - 16, bottom)
     if baseline:
         parts.append(line(scale(baseline[1]), TOP - 16, scale(baseline[1]), bottom, "baseline"))
         parts.append(text(scale(baseline[1]) + 5, TOP - 20, baseline[0], "small"))
-    for index, (name, found) in enumerate(rows):
+    for index, (heading, name, found) in enumerate(rows):
         y = TOP + height * (index + 0.5)
+        if (index == 0 or rows[index - 1][0] != heading) and y > free:
+            parts.append(text(0, y + 4, cut(heading, left - 8), "small"))
+            free = y + 12
         label = f"{name}: {_spoken(found)}"
         whisker = line(scale(found.low), y, scale(found.high), y, "thin s0") if found.has_interval else ""
-        parts.append(f"{whisker}{_dot(scale(found.mean), y, label)}")
+        parts.append(f"{whisker}{_dot(scale(found.mean), y, 0, label)}")
     return svg(title, bottom + 24, parts)
 
 
-def _dot(x: Number, y: Number, tooltip: str) -> str:
-    return f'<circle class="fill s0" cx="{x:.1f}" cy="{y:.1f}" r="1.8"><title>{escape(tooltip)}</title></circle>'
+def _dot(x: Number, y: Number, series: int, tooltip: str) -> str:
+    """Draw a mark for where many are."""
+    place = f'cx="{x:.1f}" cy="{y:.1f}" r="1.8"'
+    return f'<circle class="fill {colour(series)}" {place}><title>{escape(tooltip)}</title></circle>'
 
 
 def _spoken(found: Estimate) -> str:
@@ -85,7 +93,11 @@ def grid_chart(
     width, top = (RIGHT - left) / len(columns), TOP + 16
     low = min(found.mean for found in means.values())
     reach = max(found.mean for found in means.values()) - low
-    parts = [text(left, TOP - 12, f"{names[1]} →", "small"), text(0, TOP + 4, cut(f"{names[0]} ↓", left - 4), "small")]
+    half = WIDTH / 2 - 16
+    parts = [
+        text(0, TOP - 12, f"{cut(names[0], half)} ↓", "small"),
+        text(RIGHT, TOP - 12, f"{cut(names[1], half)} →", "small", "end"),
+    ]
     parts += [
         text(left + (at + 0.5) * width, TOP + 8, cut(name, width - 4), "", "middle") for at, name in enumerate(columns)
     ]
@@ -108,13 +120,13 @@ def _shade(found: Estimate, share: float, place: tuple[Number, Number], width: N
         f'fill-opacity="{0.04 + 0.46 * share:.3f}"><title>{escape(f"{name}: {_spoken(found)}")}</title></rect>'
     )
     middle = x + width / 2
-    interval = f"{found.low:.3g}–{found.high:.3g}" if found.has_interval else "n = 1"
-    # Where the interval has no room the tooltip and the table have it, and the mean is not set in bold.
-    if len(interval) * LETTER * 0.9 > width:
-        return [box, text(middle, y + _ROW / 2 + 4, cut(f"{found.mean:.3g}", width), "share", "middle")]
+    interval = f"{found.low:.3f} to {found.high:.3f}" if found.has_interval else "n = 1"
+    # Where the interval has no room the tooltip and the table have it.
+    if len(interval) * LETTER * 0.85 > width:
+        return [box, text(middle, y + _ROW / 2 + 4, cut(f"{found.mean:.3f}", width), "share", "middle")]
     return [
         box,
-        text(middle, y + 19, f"{found.mean:.4g}", "", "middle"),
+        text(middle, y + 19, f"{found.mean:.3f}", "", "middle"),
         text(middle, y + 34, interval, "share", "middle"),
     ]
 
@@ -146,7 +158,8 @@ def cost_chart(
     for (name, cost, found, index), place in zip(points, places, strict=True):
         if found.has_interval:
             parts.append(line(x(place), y(found.low), x(place), y(found.high), f"thin {colour(index)}"))
-        parts.append(marker(x(place), y(found.mean), index, f"{name}: {_spoken(found)}, at {cost:.4g}"))
+        draw = marker if len(points) <= _MOST_MARKERS else _dot
+        parts.append(draw(x(place), y(found.mean), index, f"{name}: {_spoken(found)}, at {cost:.4g}"))
     return svg(title, bottom + 38, parts)
 
 
@@ -178,7 +191,8 @@ def band_chart(title: str, bands: Mapping[str, Band], x_name: str) -> str:
     parts = [*key, *y_axis(y, LEFT, RIGHT)]
     parts += [text(x(tick), bottom + 16, f"{tick:g}", "small", "middle") for tick in x.ticks()]
     parts.append(text((LEFT + RIGHT) / 2, bottom + 33, x_name, "small", "middle"))
-    shades = [_shadow(one, index, x, y) for index, one in enumerate(bands.values())]
+    style = "shadow faint" if len(bands) > NUM_COLOURS else "shadow"
+    shades = [_shadow(one, f"{style} {colour(index)}", x, y) for index, one in enumerate(bands.values())]
     lines = [
         path([(x(step), y(mean)) for step, mean in zip(one.steps, one.mean, strict=True)], _line_style(index))
         for index, one in enumerate(bands.values())
@@ -191,17 +205,17 @@ def band_chart(title: str, bands: Mapping[str, Band], x_name: str) -> str:
     return svg(title, bottom + 38, [*parts, *shades, *lines, *dots])
 
 
-def _shadow(one: Band, index: int, x: Scale, y: Scale) -> str:
+def _shadow(one: Band, style: str, x: Scale, y: Scale) -> str:
     """Fill the interval of each step that has one."""
     known = [at for at, low in enumerate(one.low) if math.isfinite(low)]
     upper = [(x(one.steps[at]), y(one.high[at])) for at in known]
     lower = [(x(one.steps[at]), y(one.low[at])) for at in reversed(known)]
     points = " ".join(f"{across:.1f},{up:.1f}" for across, up in upper + lower)
-    return f'<polygon class="shadow {colour(index)}" points="{points}"/>' if known else ""
+    return f'<polygon class="{style}" points="{points}"/>' if known else ""
 
 
 def _line_style(index: int) -> str:
-    return f"line {colour(index)}{' dashed' if index // 4 % 2 else ''}"
+    return f"line {colour(index)}{' dashed' if index // NUM_COLOURS % 2 else ''}"
 
 
 def _key(series: Sequence[str], *, is_line: bool = False) -> tuple[list[str], Number]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tljax.ablation.charts import confusion_chart, interval_chart
 from tljax.ablation.choice import PREFIX
+from tljax.ablation.factorial import Cell
 from tljax.ablation.study_analysis import (
     COSTS,
     MOST_LINES,
@@ -62,7 +63,7 @@ def draw_interactions(analysis: Analysis) -> list[str]:
         is_turned = rows != one.factors[0]
         means = {(pair[::-1] if is_turned else pair): found for pair, found in one.means.items()}
         if len(levels[1]) <= _MOST_COLUMNS:
-            title = f"{analysis.study.metric}: {rows} × {columns}"
+            title = f"{analysis.study.metric}: {rows} x {columns}"
             pictures.append(grid_chart(title, (rows, columns), levels, means))
     return pictures
 
@@ -77,8 +78,13 @@ def draw_cells(analysis: Analysis) -> list[str]:
         return []
     title = f"{metric} of each cell, test images"
     if len(found) > _NAMED_CELLS:
-        return [dense_chart(title, [(names[cell], test) for cell, test in found], line)]
+        return [dense_chart(title, [(_heading(cell, analysis), names[cell], test) for cell, test in found], line)]
     return [interval_chart(title, [("", names[cell], [test]) for cell, test in found], ["mean"], baseline=line)]
+
+
+def _heading(cell: Cell, analysis: Analysis) -> str:
+    """Return the level of the first factor that varies: the grid's order keeps its cells together."""
+    return next(level for level, levels in zip(cell, analysis.study.factors.values(), strict=True) if len(levels) > 1)
 
 
 def draw_costs(analysis: Analysis) -> list[str]:

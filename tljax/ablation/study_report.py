@@ -1,5 +1,6 @@
 """The report of a study: one page of HTML that needs nothing else, and its tables for papers and programs."""
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -9,6 +10,7 @@ from urllib.parse import quote
 
 import jinja2
 
+from tljax import rundir
 from tljax.ablation import tables as writing
 from tljax.ablation.report import FOLDER
 from tljax.ablation.report import cell as markdown_cell
@@ -19,8 +21,8 @@ from tljax.ablation.study_figures import draw_all
 from tljax.ablation.study_tables import tables
 from tljax.ablation.study_text import design, methods_used, verdict
 from tljax.paths import did_you_mean
-from tljax.rundir import write_bytes
 
+CHOICE = "choice.json"
 FORMATS = ("html", "md", "latex", "csv")
 # Longer tables are closed until they are asked for.
 _OPEN_ROWS = 30
@@ -49,7 +51,7 @@ def write_study_report(
         raise ValueError(f"no format {unknown[0]!r}{did_you_mean(unknown[0], FORMATS)}; there are {', '.join(FORMATS)}")
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    analysis = analyse(study)
+    analysis = remember_choice(analyse(study), folder)
     made = tables(analysis, folder)
     texts: dict[str, str] = {}
     if "html" in formats:
@@ -62,8 +64,32 @@ def write_study_report(
         texts |= {f"{name}.csv": writing.to_csv(table) for name, table in made.items()}
     paths = [folder / name for name in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        write_bytes(path, text.encode())
+        rundir.write_bytes(path, text.encode())
     return paths, to_terminal(analysis, made)
+
+
+def remember_choice(analysis: Analysis, folder: Path) -> Analysis:
+    """Note what validation chose, and add a note to the study where an earlier report chose another cell.
+
+    A report shows the test results of all cells. A choice that changes after that, with more seeds or other metrics, is
+    no longer one made before the test.
+    """
+    study, path = analysis.study, folder / CHOICE
+    if analysis.choice is None:
+        return analysis
+    chosen, place = list(analysis.choice.cell), f"{study.metric} of {', '.join(study.factors)}"
+    earlier = rundir.read_json(path) if path.exists() else {}
+    cells = earlier.get(place, [])
+    others = [cell for cell in cells if cell != chosen]
+    if chosen not in cells:
+        rundir.write_json(path, {**earlier, place: [*cells, chosen]})
+    if not others:
+        return analysis
+    names = " and ".join(", ".join(cell) for cell in others)
+    note = (
+        f"An earlier report chose {names}, when the test results of all cells had been seen: this choice is not blind."
+    )
+    return dataclasses.replace(analysis, study=dataclasses.replace(study, notes=[*study.notes, note]))
 
 
 def to_html(analysis: Analysis, made: Mapping[str, writing.Table]) -> str:

@@ -6,23 +6,23 @@ from pathlib import Path
 
 from tljax.ablation.choice import PREFIX
 from tljax.ablation.comparison import Comparison
-from tljax.ablation.run_records import FAILED, FINISHED
+from tljax.ablation.run_records import FAILED
 from tljax.ablation.study import Run
 from tljax.ablation.study_analysis import COSTS, Analysis, shown_pair
 from tljax.ablation.study_classes import Row, compare_by, group_scores, recalls
-from tljax.ablation.study_text import count, label, methods_used
-from tljax.ablation.tables import Column, Table, Value
+from tljax.ablation.study_text import label, methods_used
+from tljax.ablation.tables import FITTED, Column, Table, Value, fitted
 
 _TESTS = (
-    Column(name="difference", form=".3f", is_signed=True),
+    Column(name="difference", form=FITTED, is_signed=True),
     Column(name="pairs", form="d"),
     Column(name="p, sign flips", form=".2g"),
     Column(name="p, Holm", form=".2g"),
     Column(name="p, Wilcoxon", form=".2g"),
     Column(name="d_z", form=".2f", is_signed=True),
     Column(name="Cliff's δ", form=".2f", is_signed=True),
-    Column(name="P(improvement)", form=".2f"),
-    Column(name="detectable", form=".3f"),
+    Column(name="probability of improvement", form=".2f"),
+    Column(name="detectable", form=".2g"),
 )
 
 
@@ -51,7 +51,7 @@ def tables(analysis: Analysis, folder: Path) -> dict[str, Table]:
         failures_table(analysis, folder),
         runs_table(analysis, folder),
     )
-    return {table.name: table for table in made if table.rows}
+    return {table.name: fitted(table) for table in made if table.rows}
 
 
 def cells_table(analysis: Analysis) -> Table:
@@ -62,8 +62,8 @@ def cells_table(analysis: Analysis) -> Table:
     columns = [
         Column(name="#", form="d"),
         *(Column(name=name) for name in study.factors),
-        *([Column(name=f"{PREFIX}{study.metric}", form=".3f")] if has_validation else []),
-        Column(name=f"{study.metric}, test", form=".3f"),
+        *([Column(name=f"{PREFIX}{study.metric}", form=FITTED)] if has_validation else []),
+        Column(name=f"{study.metric}, test", form=FITTED),
         Column(name="sd", form=".3f"),
         Column(name="n", form="d"),
         Column(name="failed", form="d"),
@@ -85,13 +85,13 @@ def comparisons_table(analysis: Analysis) -> Table:
     pivot = "" if analysis.pivot is None else label(analysis.pivot, analysis)
     rows = [[label(cell, analysis), *_tests(found)] for cell, found in analysis.comparisons]
     title = f"Differences to {pivot}"
-    note = f"By pairs of equal seed; Holm over {count(len(rows), 'difference')}. Detectable: at power 0.8, level 0.05."
+    note = f"By pairs of equal seed; Holm's family is this table, of {len(rows)}. Detectable: at power 0.8, level 0.05."
     return Table(name="comparisons", title=title, columns=[Column(name="cell"), *_TESTS], rows=rows, note=note)
 
 
 def effects_table(analysis: Analysis) -> Table:
     """Tabulate the main effects."""
-    metric = Column(name=analysis.study.metric, form=".3f")
+    metric = Column(name=analysis.study.metric, form=FITTED)
     blocks = Column(name="complete blocks")
     columns = [Column(name="factor"), Column(name="level"), metric, Column(name="against"), *_TESTS, blocks]
     rows: list[list[Value]] = []
@@ -111,8 +111,8 @@ def effects_table(analysis: Analysis) -> Table:
 def interactions_table(analysis: Analysis) -> Table:
     """Tabulate what pairs of levels do beyond the sum of their effects."""
     columns = [
-        Column(name="factors"), Column(name="levels"), Column(name=analysis.study.metric, form=".3f"),
-        Column(name="beyond the sum", form=".3f", is_signed=True), Column(name="n", form="d"),
+        Column(name="factors"), Column(name="levels"), Column(name=analysis.study.metric, form=FITTED),
+        Column(name="beyond the sum", form=FITTED, is_signed=True), Column(name="n", form="d"),
         Column(name="p, sign flips", form=".2g"), Column(name="p, Holm", form=".2g"), Column(name="complete blocks"),
     ]  # fmt: skip
     rows: list[list[Value]] = []
@@ -121,7 +121,7 @@ def interactions_table(analysis: Analysis) -> Table:
         for pair, found in one.contrasts.items():
             test = found.permutation
             numbers = [one.means[pair], found.difference, found.difference.n, test.p, found.adjusted_p]
-            rows.append([" × ".join(one.factors), " × ".join(pair), *numbers, share])
+            rows.append([" x ".join(one.factors), " x ".join(pair), *numbers, share])
     note = (
         "Mean of a pair less what the sum of the two main effects says; 0 where factors only add. Holm within a pair."
     )
@@ -141,9 +141,9 @@ def _pair_table(analysis: Analysis, name: str, thing: str) -> Table:
     return Table(
         name=name,
         title=f"{what[0].upper()}{what[1:]} by {thing}: {first} against {second}",
-        columns=[Column(name=thing), Column(name=first, form=".3f"), Column(name=second, form=".3f"), *_TESTS],
+        columns=[Column(name=thing), Column(name=first, form=FITTED), Column(name=second, form=FITTED), *_TESTS],
         rows=[[one, ours, theirs, *_tests(found)] for one, ours, theirs, found in rows],
-        note=f"Test images; Holm over {count(len(rows), thing)}.",
+        note=f"Test images. Holm's family is this table, of {len(rows)}.",
     )
 
 
@@ -176,9 +176,8 @@ def runs_table(analysis: Analysis, folder: Path) -> Table:
     ]  # fmt: skip
     rows: list[list[Value]] = []
     for run in study.runs:
-        done = (run.record.done or {}) if run.state == FINISHED else {}
         seen = validations.get(run.cell, {}).get(run.seed)
-        numbers = [seen, done.get(study.metric), done.get("seconds")]
+        numbers = [seen, run.record.number(study.metric), run.record.number("seconds")]
         rows.append([link_to(run, folder), *run.cell, seed_name(run), run.state, *numbers])
     return Table(name="runs", title="All runs", columns=columns, rows=rows)
 

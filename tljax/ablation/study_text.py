@@ -40,10 +40,10 @@ def _chosen(analysis: Analysis) -> list[str]:
     test = next(one.test for one in analysis.cells if one.cell == choice.cell)
     if test is None:
         return []
-    found = f"Validation chooses {names[choice.cell]}: {study.metric} {with_interval(test)} on test images."
-    if not choice.num_incomplete:
-        return [found]
-    return [f"{found} {count(choice.num_incomplete, 'cell')} without all seeds could not be chosen."]
+    sentences = [f"Validation chooses {names[choice.cell]}: {study.metric} {with_interval(test)} on test images."]
+    if choice.num_incomplete:
+        sentences.append(f"{count(choice.num_incomplete, 'cell')} that lack a seed could not be chosen.")
+    return sentences
 
 
 def _against_pivot(analysis: Analysis) -> list[str]:
@@ -75,10 +75,9 @@ def _without_choice(analysis: Analysis) -> str:
     if len(study.cells) < 2:
         found = next((one.test for one in analysis.cells if one.test), None)
         return f"One cell: {study.metric} {with_interval(found)} on test images." if found else "No run has finished."
-    return (
-        "No cell is called best: the study names no baseline, and its runs have no validation results to choose by. "
-        "What the factors do stands below."
-    )
+    has_validation = any(one.validation for one in analysis.cells)
+    why = "no cell has a run for every seed" if has_validation else "the runs have no validation results to choose by"
+    return f"No cell is called best: {why}, and the study names no baseline. What the factors do stands below."
 
 
 def with_interval(found: Summary) -> str:

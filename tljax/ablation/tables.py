@@ -1,9 +1,10 @@
 """Tables of numbers with their intervals, written as Markdown, LaTeX, CSV or for a terminal."""
 
 import csv
+import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,12 @@ from tljax.ablation.headline import MINUS
 from tljax.ablation.report import cell as markdown_cell
 from tljax.ablation.stats import Estimate
 
-ABSENT = "–"
+ABSENT = "\N{EN DASH}"
+FITTED = "fitted"
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", MINUS: "$-$", "–": "--", "δ": r"$\delta$", "×": r"$\times$", "…": r"\dots{}", "±": r"$\pm$",
+    "|": r"\textbar{}", "δ": r"$\delta$", "∞": r"$\infty$", MINUS: "$-$", ABSENT: "--",
 }  # fmt: skip
 
 Value = str | int | float | Estimate | None
@@ -27,7 +29,7 @@ class Column:
 
     Args:
         name: its heading.
-        form: of numbers, as for `format`; "" for text.
+        form: of numbers, as for `format`; "" for text; `FITTED` leaves it to `fitted`.
         is_signed: numbers are differences, and are written with their sign.
     """
 
@@ -66,6 +68,29 @@ class Table:
             raise ValueError(f"table {self.name!r} has {len(self.columns)} columns and rows of {sorted(set(wrong))}")
 
 
+def decimals_for(found: Iterable[Estimate | None]) -> str:
+    """Return the form of numbers that shows two digits of the narrowest interval, and three decimals or more."""
+    widths = [one.high - one.low for one in found if one is not None and one.has_interval]
+    narrowest = min([width for width in widths if width > 0], default=1.0)
+    return f".{min(max(3, 1 - math.floor(math.log10(narrowest))), 6)}f"
+
+
+def fitted(table: Table) -> Table:
+    """Choose the decimals of the columns that are `FITTED` by the intervals in them."""
+    columns = [
+        dataclasses.replace(column, form=_decimals(row[at] for row in table.rows)) if column.form == FITTED else column
+        for at, column in enumerate(table.columns)
+    ]
+    return dataclasses.replace(table, columns=columns)
+
+
+def _decimals(values: Iterable[Value]) -> str:
+    """Return the form of numbers with two digits of the narrowest interval, and three to six decimals."""
+    widths = [one.high - one.low for one in values if isinstance(one, Estimate) and one.has_interval]
+    narrowest = min([width for width in widths if width > 0], default=1.0)
+    return f".{min(max(3, 1 - math.floor(math.log10(narrowest))), 6)}f"
+
+
 def write_value(value: Value, column: Column) -> str:
     """Write a value with its interval for people."""
     if value is None:
@@ -87,14 +112,14 @@ def mean_of(found: Estimate, column: Column) -> str:
     return _number(found.mean, column)
 
 
-def _number(value: float, column: Column) -> str:
+def _number(value: int | float, column: Column) -> str:
     if math.isnan(value):
         return ABSENT
     if math.isinf(value):
         return f"{MINUS if value < 0 else ''}∞"
-    # Zero has no sign: -0.0001 would be written -0.000.
     written = format(value, f"{'+' if column.is_signed else ''}{column.form}")
-    return written.replace("-", MINUS)
+    # What is 0 as written has no sign.
+    return (written if written.strip("+-0.") else written.lstrip("+-")).replace("-", MINUS)
 
 
 def to_markdown(table: Table) -> str:
