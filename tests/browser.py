@@ -1,9 +1,9 @@
 """Open a page in headless Chromium, over its debugging pipe: no driver and no package in between.
 
-    python -m tests.browser PAGE FOLDER
+    python -m tests.browser [PAGE] FOLDER
 
-writes a screenshot for each width and colour scheme and a PDF, and fails on a message in the console, an exception, a
-request that leaves the page, or a page wider than its window.
+opens a page, or the report of a made-up study, writes a screenshot for each width and colour scheme and a PDF, and
+fails on a message in the console, an exception, a request that leaves the page, or a page wider than its window.
 """
 
 import base64
@@ -18,6 +18,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.study_runs import make_config, run_path, write_failure, write_study
+from tljax import cli
 
 WIDTHS = (400, 1400)
 SCHEMES = ("light", "dark")
@@ -155,7 +158,27 @@ def check(page: Path, folder: Path) -> list[str]:
     return problems
 
 
+def write_page(folder: Path) -> Path:
+    """Write the report of a made-up study, with a failed run, into a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    levels = {"groups.freeze": "block_03", "schedule.learning_rate": 1e-3}
+    study = write_study(folder / "study", baseline={"groups.freeze": "embed", "schedule.learning_rate": 1e-4})
+    failed = run_path(study, levels, 4)
+    shutil.rmtree(failed)
+    write_failure(failed, make_config(levels, 4), "FloatingPointError: step 17: loss is nan\n" + "a long line " * 20)
+    if cli.main(["report", str(study)]):
+        raise RuntimeError("the report was not written")
+    return study / "report" / "report.html"
+
+
+def main(arguments: list[str]) -> int:
+    """Check the page that is named, or that of a made-up study."""
+    *named, folder = map(Path, arguments)
+    page = named[0] if named else write_page(folder)
+    problems = check(page, folder)
+    print("\n".join(problems) or f"{page}: no errors, no requests, no overflow; pictures in {folder}")
+    return int(bool(problems))
+
+
 if __name__ == "__main__":
-    failures = check(Path(sys.argv[1]), Path(sys.argv[2]))
-    print("\n".join(failures) or f"{sys.argv[1]}: no errors, no requests, no overflow; pictures in {sys.argv[2]}")
-    sys.exit(bool(failures))
+    sys.exit(main(sys.argv[1:]))

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from tljax.ablation.stats import Estimate
 from tljax.ablation.headline import MINUS
+from tljax.ablation.stats import Estimate
 from tljax.ablation.tables import ABSENT, FITTED, Column, Table, fitted, to_csv, to_latex, to_markdown, to_terminal
 
 NASTY = r"a|b & 50% of_$x$ #1 {y} ~z^2 <i> \n *c* `d` [e]"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -85,7 +86,8 @@ def wilcoxon_p(differences: Float[np.ndarray, " n"]) -> float | None:
     from scipy.stats import wilcoxon
 
     # "auto" is exact for few pairs without ties, and a normal approximation for others.
-    return float(wilcoxon(differences).pvalue)
+    found: Any = wilcoxon(differences)
+    return float(found.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -149,7 +151,7 @@ def minimum_detectable_difference(sd: float, n: int, *, level: float = 0.05, pow
         return None
     if sd == 0:
         return 0.0
-    from scipy.optimize import brentq
+    from scipy.optimize import root_scalar
     from scipy.stats import t
 
     critical = float(t.ppf(1 - level / 2, n - 1))
@@ -161,7 +163,7 @@ def minimum_detectable_difference(sd: float, n: int, *, level: float = 0.05, pow
     upper = 2 * critical
     while excess(upper) < 0:
         upper *= 2
-    return float(brentq(excess, 0.0, upper)) * sd / math.sqrt(n)
+    return float(root_scalar(excess, bracket=(0.0, upper)).root) * sd / math.sqrt(n)
 
 
 def power_of(shift: float, critical: float, n: int) -> float:

@@ -61,7 +61,7 @@ def draw_interactions(analysis: Analysis) -> list[str]:
         rows, columns = sorted(one.factors, key=lambda name: -len(analysis.factors[name]))
         levels = (analysis.factors[rows], analysis.factors[columns])
         is_turned = rows != one.factors[0]
-        means = {(pair[::-1] if is_turned else pair): found for pair, found in one.means.items()}
+        means = {((b, a) if is_turned else (a, b)): found for (a, b), found in one.means.items()}
         if len(levels[1]) <= _MOST_COLUMNS:
             title = f"{analysis.study.metric}: {rows} x {columns}"
             pictures.append(grid_chart(title, (rows, columns), levels, means))

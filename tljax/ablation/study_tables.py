@@ -25,6 +25,8 @@ _TESTS = (
     Column(name="detectable", form=".2g"),
 )
 
+_NO_TESTS: list[Value] = [None] * len(_TESTS)
+
 
 def _tests(found: Comparison) -> list[Value]:
     """Return the values of the columns `_TESTS`."""
@@ -92,18 +94,18 @@ def comparisons_table(analysis: Analysis) -> Table:
 def effects_table(analysis: Analysis) -> Table:
     """Tabulate the main effects."""
     metric = Column(name=analysis.study.metric, form=FITTED)
-    blocks = Column(name="complete blocks")
-    columns = [Column(name="factor"), Column(name="level"), metric, Column(name="against"), *_TESTS, blocks]
+    columns = [Column(name="factor"), Column(name="level"), metric, *_TESTS, Column(name="blocks")]
     rows: list[list[Value]] = []
     for effect in analysis.effects:
-        share = f"{effect.num_complete} of {effect.num_blocks}"
+        share = f"{effect.num_complete}/{effect.num_blocks}"
         for level, mean in effect.levels.items():
             found = effect.effects.get(level)
-            tests: list[Value] = [None] * len(_TESTS) if found is None else _tests(found)
-            rows.append([effect.factor, level, mean, "" if found is None else effect.reference, *tests, share])
+            name = f"{level} (reference)" if level == effect.reference else level
+            rows.append([effect.factor, name, mean, *(_NO_TESTS if found is None else _tests(found)), share])
     note = (
-        "A level against the first of its factor, or that of the baseline, with all else and the seed equal; averaged "
-        "over complete blocks within each seed. Holm within each factor."
+        "A level against the reference of its factor, the level of the baseline or the first, with all else and the seed "
+        "equal; averaged over the blocks that are complete, of those with any run, within each seed. Holm within each "
+        "factor."
     )
     return Table(name="effects", title="Main effects", columns=columns, rows=rows, note=note)
 
@@ -113,11 +115,11 @@ def interactions_table(analysis: Analysis) -> Table:
     columns = [
         Column(name="factors"), Column(name="levels"), Column(name=analysis.study.metric, form=FITTED),
         Column(name="beyond the sum", form=FITTED, is_signed=True), Column(name="n", form="d"),
-        Column(name="p, sign flips", form=".2g"), Column(name="p, Holm", form=".2g"), Column(name="complete blocks"),
+        Column(name="p, sign flips", form=".2g"), Column(name="p, Holm", form=".2g"), Column(name="blocks"),
     ]  # fmt: skip
     rows: list[list[Value]] = []
     for one in analysis.interactions:
-        share = f"{one.num_complete} of {one.num_blocks}"
+        share = f"{one.num_complete}/{one.num_blocks}"
         for pair, found in one.contrasts.items():
             test = found.permutation
             numbers = [one.means[pair], found.difference, found.difference.n, test.p, found.adjusted_p]
@@ -152,13 +154,13 @@ def failures_table(analysis: Analysis, folder: Path) -> Table:
     factors = [Column(name=name) for name in analysis.study.factors]
     columns = [
         Column(name="run"),
+        Column(name="error"),
         *factors,
         Column(name="seed"),
         Column(name="attempts", form="d"),
-        Column(name="error"),
     ]
     rows = [
-        [link_to(run, folder), *run.cell, seed_name(run), run.record.attempts, run.error or ""]
+        [link_to(run, folder), run.error, *run.cell, seed_name(run), run.record.attempts]
         for run in analysis.study.runs
         if run.state == FAILED
     ]

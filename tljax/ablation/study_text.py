@@ -42,7 +42,7 @@ def _chosen(analysis: Analysis) -> list[str]:
         return []
     sentences = [f"Validation chooses {names[choice.cell]}: {study.metric} {with_interval(test)} on test images."]
     if choice.num_incomplete:
-        sentences.append(f"{count(choice.num_incomplete, 'cell')} that lack a seed could not be chosen.")
+        sentences.append(f"Not to be chosen, for want of a seed: {count(choice.num_incomplete, 'cell')}.")
     return sentences
 
 
