@@ -103,7 +103,7 @@ def effects_table(analysis: Analysis) -> Table:
             name = f"{level} (reference)" if level == effect.reference else level
             rows.append([effect.factor, name, mean, *(_NO_TESTS if found is None else _tests(found)), share])
     note = (
-        "A level against the reference of its factor, the level of the baseline or the first, with all else and the seed "
+        "A level against the reference of its factor, that of the baseline or the first, with all else and the seed "
         "equal; averaged over the blocks that are complete, of those with any run, within each seed. Holm within each "
         "factor."
     )

@@ -34,7 +34,7 @@ def verdict(analysis: Analysis) -> list[str]:
 
 
 def _chosen(analysis: Analysis) -> list[str]:
-    if analysis.choice is None:
+    if analysis.choice is None or len(analysis.study.cells) < 2:
         return []
     choice, names, study = analysis.choice, cell_names(analysis), analysis.study
     test = next(one.test for one in analysis.cells if one.cell == choice.cell)
