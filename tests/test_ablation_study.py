@@ -21,6 +21,7 @@ from tljax.ablation.choice import Validation, best, validation_value
 from tljax.ablation.run_records import CURVE_POINTS, read_run
 from tljax.ablation.study import read_study
 from tljax.ablation.study_analysis import analyse, groups_of, over_group
+from tljax.ablation.study_report import write_study_report
 
 CELL = {"groups.freeze": "block_01", "schedule.learning_rate": 3e-4}
 LABELS = ("block_01", "0.0003")
@@ -138,7 +139,7 @@ def test_what_cannot_be_compared_is_refused(folder, change, message):
 
 def test_two_studies_or_two_tasks_are_refused(folder, tmp_path):
     other = write_study(tmp_path / "other", {"groups.freeze": ["embed"]}, seeds=[0])
-    with pytest.raises(ValueError, match="declare two studies"):
+    with pytest.raises(ValueError, match="are two studies"):
         read_study([folder, other])
     for path in (folder / "study.json", other / "study.json"):
         path.unlink()
@@ -259,3 +260,65 @@ def test_the_second_on_validation_is_what_the_best_is_compared_with(folder):
     assert len(against.comparisons) == 8
     # The reference of each factor is the level of the baseline.
     assert [effect.reference for effect in against.effects] == list(LABELS)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A study that names its runs, some of a shared store: one of two cells, one not begun, one that failed at once."""
+    levels = {"all": ("embed", 1e-3), "late": ("block_03", 1e-4), "late again": ("block_03", 1e-4)}
+    folder, store = tmp_path / "named", tmp_path / "store"
+    (folder / "runs").mkdir(parents=True)
+    cells = []
+    for label, (depth, rate) in levels.items():
+        runs = {}
+        for seed in range(4):
+            name = f"{depth}_{seed}"
+            runs[str(seed)] = f"runs/{name}"
+            if not (store / name).exists() and name not in ("embed_0", "embed_1"):
+                config = make_config({"groups.freeze": depth, "schedule.learning_rate": rate}, seed)
+                write_run(store / name, config, 0.8 + 0.01 * seed + 0.05 * (depth != "embed"))
+                (folder / "runs" / name).symlink_to(store / name)
+        cells.append({"values": {"recipe": label}, "runs": runs})
+    (folder / "runs" / "embed_1").mkdir()
+    write_json(folder / "runs" / "embed_1" / "error.json", {"error": "no such model", "attempts": 1})
+    said = {
+        "title": "Recipes", "question": "Which?", "task": "finetune", "metric": "accuracy", "seeds": [0, 1, 2, 3],
+        "factors": {"schedule.learning_rate": [1e-3, 1e-4, 1e-4]},
+        "labels": {"schedule.learning_rate": list(levels)},
+        "baseline": {"schedule.learning_rate": 1e-3}, "cells": cells,
+    }  # fmt: skip
+    write_json(folder / "study.json", said)
+    return folder
+
+
+def test_a_study_that_names_its_runs_is_read_by_these_names(named, tmp_path):
+    study = read_study([named])
+    assert study.factors == {"recipe": ["all", "late", "late again"]}
+    assert study.baseline == ("all",)
+    results = study.results("accuracy")
+    assert results[("late",)] == results[("late again",)] == {(seed,): 0.8 + 0.01 * seed + 0.05 for seed in range(4)}
+    assert list(results[("all",)]) == [(2,), (3,)]
+    states = [run.state for run in study.runs if run.cell == ("all",)]
+    assert states == ["unfinished", "failed", "finished", "finished"]
+    assert study.notes == []
+    paths, summary = write_study_report(study, tmp_path / "report")
+    # Twelve places, of eight runs.
+    assert (
+        "3 cells (levels: 3 of recipe) with 4 seeds: 8 runs of finetune, 6 finished, 1 failed, 1 unfinished." in summary
+    )
+    page = paths[0].read_text()
+    assert page.count('href="../named/runs/') == 12 - 1 + 1
+    assert "no such model" in page
+    with pytest.raises(ValueError, match="names its runs; report it without other folders"):
+        read_study([named, tmp_path / "store"])
+    with pytest.raises(ValueError, match="is of task 'finetune', got --task=probe"):
+        read_study([named], task="probe")
+    # Without the declaration the configs say what differs, and the run that never had one is not there.
+    (named / "study.json").unlink()
+    assert len(read_study([named]).runs) == 6
+
+
+def test_links_in_a_ring_end(tmp_path):
+    write_run(tmp_path / "runs" / "one", make_config({}, 0), 0.8)
+    (tmp_path / "runs" / "back").symlink_to(tmp_path)
+    assert len(read_study([tmp_path]).runs) == 1

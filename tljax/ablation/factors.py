@@ -64,7 +64,7 @@ def inferred_factors(configs: Sequence[Config]) -> list[Factor]:
 
 
 def _factor(fields: tuple[str, ...], values: Mapping[str, tuple[Any, ...]]) -> Factor:
-    labels = {key: ", ".join(map(_label, one)) for key, one in values.items()}
+    labels = {key: ", ".join(map(label, one)) for key, one in values.items()}
     # A number and its text would look the same.
     doubles = {label for label, count in Counter(labels.values()).items() if count > 1}
     return Factor(
@@ -143,7 +143,7 @@ def _with_floats(value: Any) -> Any:
     return value
 
 
-def _label(value: Any) -> str:
+def label(value: Any) -> str:
     """Write a value for people."""
     if isinstance(value, str):
         return value
@@ -152,7 +152,7 @@ def _label(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return "+".join(map(_label, value)) or "nothing"
+        return "+".join(map(label, value)) or "nothing"
     return json.dumps(value, sort_keys=True).strip("{}").replace('"', "") or "nothing"
 
 
@@ -161,6 +161,6 @@ def _order(values: tuple[Any, ...]) -> tuple[tuple[bool, float, str], ...]:
 
     def order(value: Any) -> tuple[bool, float, str]:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return not is_number, float(value) if is_number else 0.0, _label(value)
+        return not is_number, float(value) if is_number else 0.0, label(value)
 
     return tuple(map(order, values))

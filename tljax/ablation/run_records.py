@@ -71,9 +71,15 @@ def find_runs(directory: str | os.PathLike) -> list[Path]:
     """
     if not Path(directory).is_dir():
         raise ValueError(f"no folder {directory}; wanted a study, or a folder with run directories")
-    found = []
-    for folder, below, files in os.walk(directory):
-        below[:] = sorted(name for name in below if name != "checkpoints" and not name.startswith("."))
+    found, seen = [], set()
+    # Runs that studies share are links in them.
+    for folder, below, files in os.walk(directory, followlinks=True):
+        place = os.path.realpath(folder)
+        # A link may lead to a folder above.
+        below[:] = [] if place in seen else sorted(one for one in below if one != "checkpoints" and one[0] != ".")
+        if place in seen:
+            continue
+        seen.add(place)
         if rundir.CONFIG in files and _is_run(Path(folder)):
             found.append(Path(folder))
     return found
@@ -85,9 +91,18 @@ def _is_run(path: Path) -> bool:
     return isinstance(value, dict) and {"task", "config"} <= value.keys()
 
 
-def read_run(path: Path) -> RunRecord:
-    """Read all that a comparison shows of a run."""
-    config = rundir.read_json(path / rundir.CONFIG)
+def read_run(path: Path, *, task: str | None = None) -> RunRecord:
+    """Read all that a comparison shows of a run.
+
+    Args:
+        path: of its directory.
+        task: of a run that may not have begun, or failed before it did; None wants one with a config.
+    """
+    config = (
+        rundir.read_json(path / rundir.CONFIG)
+        if task is None
+        else _read(path / rundir.CONFIG, {"task": task, "config": {}})
+    )
     done = _read(path / rundir.DONE, None)
     failure = None if done is not None else _read(path / ERROR, None)
     validations, losses = _read_curves(path / rundir.METRICS)

@@ -5,11 +5,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tljax import rundir
 from tljax.ablation.choice import PREFIX, Validation, validation_value
+from tljax.ablation.declaration import Declaration, labelled_cells, read_declaration
 from tljax.ablation.factorial import Cell, Seed
 from tljax.ablation.factors import (
     Factor,
@@ -24,7 +24,6 @@ from tljax.ablation.factors import (
 from tljax.ablation.run_records import FAILED, RunRecord, find_runs, read_run
 from tljax.paths import did_you_mean
 
-STUDY = "study.json"
 # Of these, less is better; they may follow a "/".
 LOWER_IS_BETTER = ("loss", "log_loss", "error", "ece", "brier", "seconds")
 
@@ -120,56 +119,65 @@ def read_study(
     Raises:
         ValueError: no runs, runs of several tasks, no such metric, or two runs in one place of the grid.
     """
-    said = _read_declaration(directories)
-    paths = list(dict.fromkeys(path.resolve() for folder in directories for path in find_runs(folder)))
-    records = _of_one_task([read_run(path) for path in paths], task or said["task"], directories)
-    chosen = metric or said["metric"]
+    said = read_declaration(directories)
+    if said.cells is None:
+        paths = list({path.resolve(): path for folder in directories for path in find_runs(folder)}.values())
+        records = _of_one_task([read_run(path) for path in paths], task or said.task, directories)
+        places, levels, baseline = _places_by_config(said, records)
+    else:
+        places, levels, baseline = _places_by_cell(said, task)
+        records = [record for record, _, _ in places]
+    chosen = metric or said.metric
     _check_metric(records, chosen)
-    configs = [record.config for record in records]
-    declared = said["factors"]
-    factors = inferred_factors(configs) if declared is None else declared_factors(declared, configs)
-    with_repeat = has_repeats(configs, factors)
-    runs = [
-        Run(
-            record=record,
-            cell=cell_of(record.config, factors),
-            seed=seed_of(record.config, with_repeat=with_repeat),
-            error=_error(record, chosen),
-        )
-        for record in records
-    ]
-    levels = {factor.name: list(factor.levels.values()) for factor in factors}
+    runs = [Run(record=one, cell=cell, seed=seed, error=_error(one, chosen)) for one, cell, seed in places]
     runs.sort(
         key=lambda run: (*(names.index(one) for names, one in zip(levels.values(), run.cell, strict=True)), run.seed)
     )
     _check_places(runs)
     return Study(
-        title=said["title"],
-        question=said["question"],
+        title=said.title,
+        question=said.question,
         task=records[0].task,
         metric=chosen,
         factors=levels,
-        baseline=_baseline(said["baseline"], factors),
+        baseline=baseline,
         runs=runs,
         notes=_notes(runs),
     )
 
 
-def _read_declaration(directories: Sequence[str | os.PathLike]) -> dict[str, Any]:
-    """Return what `study.json` says, or what is known without."""
-    paths = [path for folder in directories if (path := Path(folder) / STUDY).exists()]
-    if len(paths) > 1:
-        raise ValueError(
-            f"{' and '.join(map(str, paths))} declare two studies; report each on its own, or name run directories"
-        )
-    if not paths:
-        title = " and ".join(Path(folder).resolve().name for folder in directories)
-        return {"title": title, "question": "", "task": None, "metric": "accuracy", "factors": None, "baseline": None}
-    said = rundir.read_json(paths[0])
-    missing = [name for name in ("title", "question", "task", "metric", "factors", "baseline") if name not in said]
-    if missing:
-        raise ValueError(f"{paths[0]} lacks {', '.join(missing)}; `tljax sweep` writes it")
-    return said
+Place = tuple[RunRecord, Cell, Seed]
+
+
+def _places_by_config(
+    said: Declaration, records: Sequence[RunRecord]
+) -> tuple[list[Place], dict[str, list[str]], Cell | None]:
+    """Find the place of each run in the grid by what its config says; with the levels and the baseline."""
+    configs = [record.config for record in records]
+    factors = inferred_factors(configs) if said.factors is None else declared_factors(said.factors, configs)
+    with_repeat = has_repeats(configs, factors)
+    places = [
+        (record, cell_of(record.config, factors), seed_of(record.config, with_repeat=with_repeat)) for record in records
+    ]
+    levels = {factor.name: list(factor.levels.values()) for factor in factors}
+    return places, levels, None if said.baseline is None else _baseline(said.baseline, factors)
+
+
+def _places_by_cell(said: Declaration, task: str | None) -> tuple[list[Place], dict[str, list[str]], Cell | None]:
+    """Take the place of each run from the declaration, where a run may have several, and may not have begun."""
+    if task not in (None, said.task):
+        raise ValueError(f"the study {said.folder} is of task {said.task!r}, got --task={task}")
+    labelled, levels = labelled_cells([cell["values"] for cell in said.cells or ()])
+    read: dict[str, RunRecord] = {}
+    places = []
+    for cell, one in zip(labelled, said.cells or (), strict=True):
+        for seed, name in one["runs"].items():
+            if name not in read:
+                read[name] = read_run(said.folder / name, task=said.task)
+            places.append((read[name], cell, (int(seed),)))
+    if not places:
+        raise ValueError(f"the study {said.folder} has no cells with runs")
+    return places, levels, said.baseline_cell(levels)
 
 
 def _of_one_task(

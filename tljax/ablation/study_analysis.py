@@ -16,14 +16,8 @@ from tljax.ablation.run_records import FAILED, UNFINISHED, RunRecord
 from tljax.ablation.stats import METRICS
 from tljax.ablation.study import Run, Study
 
-# Numbers in `done.json` that are costs, with their names and what they are divided by.
-COSTS = {
-    "seconds": ("time (s)", 1.0),
-    "num_trained": ("params trained (million)", 1e6),
-    "gflops": ("GFLOPs", 1.0),
-    "gflops_per_step": ("GFLOPs of a step", 1.0),
-    "train_gflops": ("GFLOPs of training", 1.0),
-}
+# Numbers in `done.json` that are costs, with their names and what they are divided by; those named after FLOPs are too.
+COSTS = {"seconds": ("time (s)", 1.0), "num_trained": ("params trained (million)", 1e6)}
 # Between 0 and 1.
 SHARES = {
     *METRICS, "mean_average_precision", "micro_f1", "subset_accuracy", "weighted_subset_accuracy", "cka",
@@ -115,7 +109,7 @@ def _reference(study: Study, factors: Factors, name: str) -> str:
 
 def _summaries(study: Study, validation: Validation) -> list[CellSummary]:
     results = study.results(study.metric)
-    known = {name: study.results(name) for name in COSTS}
+    known = {name: study.results(name) for name in costs_of(study)}
     states: dict[Cell, list[str]] = {}
     for run in study.runs:
         states.setdefault(run.cell, []).append(run.state)
@@ -130,6 +124,12 @@ def _summaries(study: Study, validation: Validation) -> list[CellSummary]:
         )
         for cell in study.cells
     ]
+
+
+def costs_of(study: Study) -> dict[str, tuple[str, float]]:
+    """Return the costs that runs may have, as `COSTS` does."""
+    names = dict.fromkeys(name for run in study.finished for name in run.record.done or {})
+    return {**COSTS, **{name: (name.replace("_", " "), 1.0) for name in names if "flops" in name}}
 
 
 def _over_seeds(results: Mapping[Cell, Mapping[Seed, float]], cell: Cell, name: str) -> Summary | None:

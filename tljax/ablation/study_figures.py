@@ -6,12 +6,12 @@ from tljax.ablation.charts import confusion_chart, interval_chart
 from tljax.ablation.choice import PREFIX
 from tljax.ablation.factorial import Cell
 from tljax.ablation.study_analysis import (
-    COSTS,
     MOST_LINES,
     Analysis,
     Group,
     band_of,
     cell_names,
+    costs_of,
     groups_of,
     over_group,
     shown_pair,
@@ -94,7 +94,7 @@ def draw_costs(analysis: Analysis) -> list[str]:
     few = [name for name, levels in analysis.factors.items() if 1 < len(levels) <= NUM_COLOURS]
     series = list(analysis.factors[few[0]]) if few else []
     pictures = []
-    for cost, (title, unit) in COSTS.items():
+    for cost, (title, unit) in costs_of(analysis.study).items():
         points = [
             (
                 names[one.cell],

@@ -8,7 +8,7 @@ from tljax.ablation.choice import PREFIX
 from tljax.ablation.comparison import Comparison
 from tljax.ablation.run_records import FAILED
 from tljax.ablation.study import Run
-from tljax.ablation.study_analysis import COSTS, Analysis, shown_pair
+from tljax.ablation.study_analysis import Analysis, costs_of, shown_pair
 from tljax.ablation.study_classes import Row, compare_by, group_scores, recalls
 from tljax.ablation.study_text import label, methods_used
 from tljax.ablation.tables import FITTED, Column, Table, Value, fitted
@@ -59,7 +59,8 @@ def tables(analysis: Analysis, folder: Path) -> dict[str, Table]:
 def cells_table(analysis: Analysis) -> Table:
     """Tabulate means over seeds, in the order of the grid: not by result, which nobody should choose by."""
     study = analysis.study
-    costs = [name for name in COSTS if any(name in one.costs for one in analysis.cells)]
+    known = costs_of(study)
+    costs = [name for name in known if any(name in one.costs for one in analysis.cells)]
     has_validation = any(one.validation for one in analysis.cells)
     columns = [
         Column(name="#", form="d"),
@@ -69,11 +70,11 @@ def cells_table(analysis: Analysis) -> Table:
         Column(name="sd", form=".3f"),
         Column(name="n", form="d"),
         Column(name="failed", form="d"),
-        *(Column(name=COSTS[name][0], form=".3g") for name in costs),
+        *(Column(name=known[name][0], form=".3g") for name in costs),
     ]
     rows = []
     for at, one in enumerate(analysis.cells, 1):
-        cost = [one.costs[name].mean / COSTS[name][1] if name in one.costs else None for name in costs]
+        cost = [one.costs[name].mean / known[name][1] if name in one.costs else None for name in costs]
         validation = [one.validation] if has_validation else []
         spread = [one.test.sd if one.test else None, one.test.n if one.test else 0]
         rows.append([at, *one.cell, *validation, one.test, *spread, one.num_failed, *cost])
@@ -185,8 +186,8 @@ def runs_table(analysis: Analysis, folder: Path) -> Table:
 
 
 def link_to(run: Run, folder: Path) -> str:
-    """Return the path of a run from the folder of the report."""
-    return os.path.relpath(run.record.path, folder.resolve())
+    """Return the path of a run from the folder of the report; empty where it has not begun."""
+    return os.path.relpath(run.record.path.absolute(), folder.absolute()) if run.record.path.is_dir() else ""
 
 
 def seed_name(run: Run) -> str:

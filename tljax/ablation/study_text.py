@@ -15,7 +15,8 @@ LEVEL = 0.05
 
 def design(study: Study) -> str:
     """Say what was run, and what of it counts."""
-    states = [run.state for run in study.runs]
+    # A run may have several places in the grid.
+    states = list({run.record.path: run.state for run in study.runs}.values())
     varied = [f"{len(levels)} of {name}" for name, levels in study.factors.items() if len(levels) > 1]
     grid = f"levels: {', '.join(varied)}" if varied else "no factor varies"
     counts = [f"{states.count(state)} {state}" for state in (FINISHED, FAILED, UNFINISHED) if state in states]
