@@ -1,18 +1,15 @@
-"""Commands that are no runs: they have no config, and write nothing but what they are told to."""
+"""Commands that are no runs: they write nothing but what they are told to."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from tljax.arguments import make_flags
+from tljax.bench import bench
 from tljax.features.describe import describe_store
 from tljax.features.export import export_store
 from tljax.features.store import open_store
-from tljax.paths import did_you_mean
-from tljax.tasks.bench_jobs import SMALL, Settings
-from tljax.tasks.bench_train import bench_train, check_target, format_rows, write_rows
 from tljax.tasks.export import export_model
 from tljax.weights.catalog import entries
 from tljax.weights.describe import describe
@@ -96,49 +93,11 @@ def features(arguments: Sequence[str]) -> int:
     return 0
 
 
-def bench(arguments: Sequence[str]) -> int:
-    """Measure this machine: tljax bench train [--model=NAMES] [--rows=NAMES] [--kernels=NAMES] [--small] ...
-
-    `train` says how many images a second the training step takes in: --rows=all,last_third,head,cached of --model, on
-    random images that lie on the device, --batch_size=256 at --image_size=224, computed in --dtype=bfloat16. The best
-    and the median of --rounds=3 rounds of --steps=30 steps; compilation is not among them. --kernels=auto,plain,
-    pallas_norm,pallas_gelu compares ways to compute the same. --small takes a minute or two on a CPU. --to=FILE writes
-    CSV or JSON.
-    """
-    kinds = {"train": bench_training}
-    if len(arguments) < 2 or arguments[1] not in kinds:
-        what = arguments[1] if len(arguments) > 1 else ""
-        raise ValueError(f"no benchmark {what!r}{did_you_mean(what, kinds)}; known: {', '.join(kinds)}")
-    print(kinds[arguments[1]](arguments[1:]))
-    return 0
-
-
-def bench_training(arguments: Sequence[str]) -> str:
-    """Run `tljax bench train`."""
-    names = {"model": "models", "rows": "rows", "kernels": "kernels"}
-    numbers = {"batch_size": "batch_size", "image_size": "image_size", "steps": "num_steps", "rounds": "num_rounds"}
-    values = make_flags(**dict.fromkeys(names, str), **dict.fromkeys(numbers, int), dtype=str, small=bool, to=str)
-    rest = values(list(arguments))[1:]
-    if rest:
-        raise ValueError(f"not understood: {' '.join(rest)}; options are written --name=value")
-    texts = {name: values[flag].value for flag, name in names.items()}
-    given: dict[str, Any] = {name: tuple(text.split(",")) for name, text in texts.items() if text}
-    given |= {name: values[flag].value for flag, name in numbers.items() if values[flag].value is not None}
-    if values.dtype is not None:
-        given["dtype"] = values.dtype
-    if values.to is not None:
-        check_target(values.to)
-    rows = bench_train(Settings(**{**(SMALL if values.small else {}), **given}))
-    if values.to is not None:
-        write_rows(rows, values.to)
-    return format_rows(rows)
-
-
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
     "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),
     "features": (features, "say what a feature store holds, compare it with its checksums, write it as npy"),
-    "bench": (bench, "measure the training step on this machine"),
+    "bench": (bench, "measure the input of a config, or the training step, on this machine"),
     "export": (export, "write a fine-tuned run for transformers, timm, torchvision or as npz"),
 }
 

@@ -24,6 +24,8 @@ ENV = "env.json"
 INPUTS = "inputs.json"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
+# What depends on the machine and its load, apart from the metrics, which do not.
+TIMING = "timing.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +124,10 @@ def keep_metrics_before(path: str | os.PathLike, step: int) -> None:
 
 def environment() -> dict[str, Any]:
     """Describe what a result depends on beside the config: versions, devices, git state, processor."""
-    packages = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
+    packages = (
+        "tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "simplejpeg",
+        "tensorflow-datasets",
+    )  # fmt: skip
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from tljax.data.workers import check_num_workers
 from tljax.models.kernels import PALLAS, Kernels, platform
 from tljax.tasks.sections import EXECUTION, call_optional, check_keys
 
@@ -20,6 +21,10 @@ class Execution:
             copy of its own, which is faster where it fits.
         save_timeout_s: what a checkpoint of several processes may take, from the first byte to the last. Where one of
             them cannot write, the others wait so long before all end.
+        num_workers: processes that load images, at most the number of cores; 0 loads in threads, which is enough where
+            a step takes longer than its images. `tljax bench data` measures it.
+        image_cache_gb: what decoded images may take on the disk of `config.cache_dir`, in units of 10^9 bytes, for each
+            data set and preparation, so that each image is decoded once; 0 keeps none.
         compiled_dir: folder where compiled programs are kept for later runs, beside the run directory if it is no whole
             path; None keeps none. See `tasks.compiled`.
         kernels: ways to compute parts of a network, as keyword arguments of `models.kernels.Kernels`; those that are
@@ -31,6 +36,8 @@ class Execution:
 
     fsdp: int = 1
     save_timeout_s: int = 300
+    num_workers: int = 0
+    image_cache_gb: float = 0.0
     compiled_dir: str | None = ".compiled"
     kernels: Mapping[str, str] = field(default_factory=dict)
 
@@ -38,6 +45,12 @@ class Execution:
         """Refuse numbers that no machine has."""
         counts = ("fsdp", "save_timeout_s")
         problems = [f"{name} is {getattr(self, name)}, wanted at least 1" for name in counts if getattr(self, name) < 1]
+        if self.image_cache_gb < 0:
+            problems.append(f"image_cache_gb is {self.image_cache_gb}, wanted at least 0")
+        try:
+            check_num_workers(self.num_workers)
+        except ValueError as error:
+            problems.append(str(error))
         if problems:
             raise ValueError(f"config.execution: {'; '.join(problems)}")
         check_keys("config.execution.kernels", self.kernels, [item.name for item in fields(Kernels)], ())

@@ -134,6 +134,7 @@ def _train(config: Mapping[str, Any], phases: list[Phase], plan: Plan, workdir: 
         **saved,
         checkpoint_every=recipe.checkpoint_every,
         metrics_path=workdir / rundir.METRICS,
+        timing_path=workdir / rundir.TIMING,
         frozen_path=workdir / FROZEN,
         evaluate_every=recipe.evaluate_every,
         keep_best=keep_best,
