@@ -196,7 +196,8 @@ def test_kernels_of_the_config_reach_the_steps(root, opened, monkeypatch):
     monkeypatch.setattr(training, "make_eval_step", lambda *_, **settings: seen.update(settings))
     training.evaluation_step(plan)
     assert seen["kernels"] == Kernels(gelu="cheap")
-    refuse(make_config(root, execution={"kernels": {"gelu": "fast"}}), opened, "kernels: gelu is 'fast'.*, wanted auto, cheap, plain")
+    unknown = make_config(root, execution={"kernels": {"gelu": "fast"}})
+    refuse(unknown, opened, "kernels: gelu is 'fast'.*, wanted auto, cheap, plain")
 
 
 def test_explain_prints_every_phase_and_makes_the_choice_by_gradients(root, capsys, monkeypatch):
