@@ -11,9 +11,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tljax import preemption
 from tljax.ablation.runs import ENDED, describe_status, log_file
 from tljax.ablation.slurm_queue import requeue, state_of
-from tljax.processes import REQUEUE
+from tljax.processes import REQUEUE, Preempted
 
 # Beyond this SLURM has forgotten that it was to end a job.
 _PATIENCE_S = 600
@@ -38,6 +39,8 @@ def run_job(arguments: Sequence[str], folder: str, max_requeues: int) -> None:
         Path(folder, ENDED).unlink(missing_ok=True)
     if restarts > max_requeues:
         _end(folder, process, REQUEUE, f"interrupted {restarts} times, see max_requeues")
+    # submitit logs this signal, which SLURM sends with SIGTERM; a handler that logs may interrupt one who does.
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
     with _printing_to(log_file(folder, process)):
         status = _run(arguments)
     if status == 0:
@@ -70,7 +73,12 @@ def _run(arguments: Sequence[str]) -> int:
     """Do what `python -m tljax.cli` does; return its exit status."""
     sys.argv = ["tljax", *arguments]
     try:
-        runpy.run_module("tljax.cli", run_name="__main__", alter_sys=True)
+        with preemption.ending_at_once():
+            runpy.run_module("tljax.cli", run_name="__main__", alter_sys=True)
+    except Preempted as early:
+        # Before the task has begun.
+        print(f"tljax: {early}", file=sys.stderr)
+        return REQUEUE
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
