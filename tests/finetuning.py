@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from tljax import plain
-from tljax.devices import make_mesh, replicate
+from tljax.devices import make_mesh, place
 from tljax.finetune import groups as grouping
 from tljax.finetune import schedules
 from tljax.finetune.devices import make_train_step
@@ -27,7 +26,6 @@ from tljax.preprocess import Preprocess
 BATCH_SIZE = 8
 SCHEDULE = schedules.warmup_cosine(learning_rate=1e-2, warmup_steps=2, num_steps=10)
 ONE = make_mesh(jax.devices()[:1])
-SHARDING = NamedSharding(ONE, PartitionSpec())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ class Job:
         return state, Fixed(params=frozen, original=original, original_stats=original_stats)
 
     def place(self, mesh) -> tuple[TrainState, Fixed]:
-        return replicate(self.start(), mesh)
+        return place(self.start(), mesh)
 
     def enter(self, before: TrainState | None) -> TrainState:
         if before is None:
@@ -73,7 +71,7 @@ class Job:
         fixed = self.start()[1]
         changed = {*state.trained, *state.settled}
         params = {path: value for path, value in self.params.items() if path not in changed}
-        return replicate(dataclasses.replace(fixed, params=params), ONE)
+        return place(dataclasses.replace(fixed, params=params), ONE)
 
     def frozen_hash(self, state: TrainState, fixed: Fixed) -> str:
         still = {path: stat for path, stat in state.stats.items() if not self.forward.moves(path)}

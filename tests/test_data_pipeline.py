@@ -11,6 +11,7 @@ from tljax.data.augment import Augment, dihedral
 from tljax.data.decode import decode_image
 from tljax.data.pipeline import ordered_batches, training_batches
 from tljax.data.sampling import epoch_indices, epoch_views
+from tljax.data.share import Share
 from tljax.data.sources import open_source
 from tljax.data.table import open_table
 from tljax.preprocess import Preprocess
@@ -145,6 +146,65 @@ def test_stream_is_the_same_with_worker_processes(source, options):
     assert_same(alone, take(source, 5, start_step=2, num_workers=2, **options))
 
 
+class Noted:
+    """A source that notes what is read of it."""
+
+    def __init__(self, source):
+        self._source = source
+        self.read = []
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        self.read.append(int(index))
+        return self._source[index]
+
+
+def together(parts):
+    """The batches of all processes put together."""
+    return [
+        {key: np.concatenate([part[key] for part in of_step]) for key in of_step[0]}
+        for of_step in zip(*parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("options", [{}, {"augment": ALL_CHANGES, "sampling": "class_balanced", "start_step": 3}])
+def test_shares_of_a_step_are_the_batch_of_one_process(source, count, options):
+    parts = [take(source, 6, share=Share(index=index, count=count), **options) for index in range(count)]
+    assert {len(batch["image"]) for part in parts for batch in part} == {4 // count}
+    assert_same(together(parts), take(source, 6, **options))
+
+
+def test_shares_are_the_same_with_worker_processes(source):
+    options = {"augment": ALL_CHANGES, "sampling": "class_balanced", "start_step": 3}
+    parts = [take(source, 3, share=Share(index=index, count=2), num_workers=2, **options) for index in range(2)]
+    assert_same(together(parts), take(source, 3, **options))
+
+
+def test_a_process_reads_its_share_alone(source):
+    noted = Noted(source)
+    batches = take(noted, 2, share=Share(index=1, count=2))
+    # Batches that follow are read ahead.
+    wanted = np.concatenate([batch["index"][2:] for batch in take(source, 10)])
+    assert sorted(noted.read) == sorted(wanted[: len(noted.read)])
+    assert 4 <= len(noted.read) <= 2 * (len(batches) + 4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_ordered_shares_are_the_padded_batches_of_one_process(source, count):
+    # 7 images: of the last batch, the fourth process has padding alone.
+    parts = [
+        list(ordered_batches(source, INDICES, PREPROCESS, 4, view=5, share=Share(index=index, count=count)))
+        for index in range(count)
+    ]
+    assert_same(together(parts), list(ordered_batches(source, INDICES, PREPROCESS, 4, view=5)))
+
+
 def test_neighbouring_seeds_share_no_epoch(source):
     def epochs(seed):
         index = np.concatenate([batch["index"] for batch in take(source, 14, seed=seed)])
@@ -162,8 +222,14 @@ def test_arguments_out_of_range_are_named(source):
         training_batches(source, INDICES, PREPROCESS, 0, 3)
     with pytest.raises(ValueError, match="views is 9"):
         training_batches(source, INDICES, PREPROCESS, 4, 3, views=9)
-    with pytest.raises(ValueError, match="start_step -1, num_workers 0"):
+    with pytest.raises(ValueError, match="start_step is -1"):
         training_batches(source, INDICES, PREPROCESS, 4, 3, start_step=-1)
+    with pytest.raises(ValueError, match="num_workers is -1"):
+        training_batches(source, INDICES, PREPROCESS, 4, 3, num_workers=-1)
+    with pytest.raises(ValueError, match="batch_size is 4, which 3 processes cannot share evenly; wanted a multiple"):
+        training_batches(source, INDICES, PREPROCESS, 4, 3, share=Share(index=0, count=3))
+    with pytest.raises(ValueError, match="share 2 of 2"):
+        Share(index=2, count=2)
     with pytest.raises(ValueError, match="views is 4 and augment has views 8: give one of them"):
         training_batches(source, INDICES, PREPROCESS, 4, 3, views=4, augment=ALL_CHANGES)
     with pytest.raises(ValueError, match="no sampling 'balanced'"):

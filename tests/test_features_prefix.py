@@ -7,8 +7,10 @@ import pytest
 
 from tests.test_features_extract import NET, PREPROCESS, draw_arrays, pixels, write_images
 from tljax.data.sampling import epoch_indices
+from tljax.data.share import Share
 from tljax.data.splits import hashed_seed
 from tljax.features import build_prefix, feature_spec, prefix_batches, prefix_spec
+from tljax.features.prefix import ordered_prefix_batches
 from tljax.features.store import FeatureStore
 
 NUM_IMAGES = 10
@@ -144,3 +146,18 @@ def test_wrong_arguments_are_named(store):
         prefix_batches(store, INDICES, LABELS[:3], 2, 0)
     with pytest.raises(ValueError, match="no sampling 'balanced'"):
         prefix_batches(store, INDICES, LABELS, 2, 0, sampling="balanced")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_shares_of_a_step_are_the_batch_of_one_process(store, count):
+    def read(share):
+        batches = take(store, 5, batch_size=4, start_step=2, sampling="class_balanced", share=share)
+        return batches + list(ordered_prefix_batches(store, INDICES, 4, share=share))
+
+    whole = read(Share())
+    parts = [read(Share(index=index, count=count)) for index in range(count)]
+    for of_step, batch in zip(zip(*parts, strict=True), whole, strict=True):
+        for key, values in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in of_step]), values, err_msg=key)
+    assert {len(batch["index"]) for part in parts for batch in part} == {4 // count}
+    assert [batch["mask"].sum() for batch in whole[5:]] == [4, 3]

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.finetuning import ONE, SCHEDULE, SHARDING, assert_same_bits, make_batch, make_job
+from tests.finetuning import ONE, SCHEDULE, assert_same_bits, make_batch, make_job
 from tests.toy import toy_conv
 from tljax import rundir
 from tljax.finetune.devices import make_train_step
@@ -42,7 +42,7 @@ def train(
     phase = JOB.phase(num_steps, train_step=train_step, batches=batches, evaluate=evaluate)
     return fit(
         [phase] if phases is None else phases,
-        sharding=SHARDING,
+        mesh=ONE,
         config={"num_steps": NUM_STEPS},
         checkpoint_dir=workdir / "checkpoints",
         checkpoint_every=3,
@@ -243,7 +243,7 @@ def test_the_best_is_kept_beside_the_latest_and_found_again(tmp_path):
     # Of two that are equally good, the later.
     assert kept == [6, 15, 16]
     best, index = load_best(
-        phases, sharding=SHARDING, config={"num_steps": NUM_STEPS}, checkpoint_dir=tmp_path / "checkpoints",
+        phases, mesh=ONE, config={"num_steps": NUM_STEPS}, checkpoint_dir=tmp_path / "checkpoints",
         keep_best="val_accuracy",
     )  # fmt: skip
     assert (int(best.step), index) == (6, 0)

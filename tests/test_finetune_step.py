@@ -188,7 +188,7 @@ def test_predict_drops_the_rows_that_pad():
         {"image": images[part], "index": 100 + np.arange(16)[part], "mask": mask[part]}
         for part in (slice(0, 8), slice(8, 16))
     ]
-    indices, probabilities = predict(make_eval_step(job.net, job.preprocess, EIGHT), job.params, {}, batches)
+    indices, probabilities = predict(make_eval_step(job.net, job.preprocess, EIGHT), job.params, {}, batches, EIGHT)
     scores = np.concatenate([scores_of(job.params, batch["image"]) for batch in batches])
     np.testing.assert_array_equal(indices, np.arange(100, 111))
     # Eight shares and one batch round differently.

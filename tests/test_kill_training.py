@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import kill
-from tests.finetuning import SHARDING, make_job
+from tests.finetuning import ONE, make_job
 from tests.toy import toy_conv
 from tljax.finetune.loop import fit
 from tljax.finetune.lora import init_lora
@@ -57,7 +57,7 @@ def train(ready, workdir, cache_dir):
     workdir.mkdir(exist_ok=True)
     state = fit(
         [dataclasses.replace(phase, batches=announced(phase.batches)) for phase in phases()],
-        sharding=SHARDING,
+        mesh=ONE,
         config={},
         checkpoint_dir=workdir / "checkpoints",
         checkpoint_every=3,

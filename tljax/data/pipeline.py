@@ -1,30 +1,32 @@
 """Batches of decoded images: in order for extraction, as an endless random stream for training."""
 
-import sys
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 
 from tljax.data.augment import VIEWS, Augment, Preparation, augment_image, dihedral
 from tljax.data.bank import Bank
 from tljax.data.decode import decode_image
+from tljax.data.loading import Order, Row, load_batches
 from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
+from tljax.data.share import WHOLE, Share
 from tljax.data.sources import Source
 from tljax.data.splits import hashed_seed
 from tljax.preprocess import Preprocess
 
-# Grain's default buffers 500 batches: gigabytes of images.
-READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-BATCHES_PER_WORKER = 2
-
 
 def ordered_batches(
-    source: Source, indices: Int[np.ndarray, " n"], preprocess: Preparation, batch_size: int, *, view: int = 0
+    source: Source,
+    indices: Int[np.ndarray, " n"],
+    preprocess: Preparation,
+    batch_size: int,
+    *,
+    view: int = 0,
+    num_workers: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read the images at `indices` once, in that order.
 
@@ -32,21 +34,32 @@ def ordered_batches(
         source: where the images are.
         indices: positions in the source.
         preprocess: picklable; turns one decoded image into one of a fixed size.
-        batch_size: images per batch; the last batch is filled up with zeros.
+        batch_size: images per batch, of all processes; the last batch is filled up with zeros.
         view: the one of `augment.dihedral` to show.
+        num_workers: as for `training_batches`.
+        share: the rows of each batch that this process reads.
 
     Returns:
-        {"image": uint8 [b side side 3], "index": int64 [b], "mask": bool [b], False where filled up}.
+        {"image": uint8 [b side side 3], "index": int64 [b], "mask": bool [b], False where filled up}, of the share.
 
     Raises:
-        ValueError: indices or batch_size are out of range; from the iterator, an image cannot be decoded.
+        ValueError: indices, batch_size or num_workers are out of range, or batch_size is not one to share evenly; from
+            the iterator, an image cannot be decoded.
     """
-    _check(indices, batch_size, len(source))
-    return _in_order(indices, batch_size, view, partial(_load, source=source, preprocess=preprocess))
+    load = partial(_load, source=source, preprocess=preprocess)
+    orders = _in_order(indices, batch_size, view, share, len(source))
+    return load_batches(orders, load, Row(0, int(indices[0]), view), num_workers=num_workers)
 
 
 def bank_batches(
-    source: Source, indices: Int[np.ndarray, " n"], preprocess: Preprocess, batch_size: int, bank: Bank
+    source: Source,
+    indices: Int[np.ndarray, " n"],
+    preprocess: Preprocess,
+    batch_size: int,
+    bank: Bank,
+    *,
+    num_workers: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read the images at `indices` once, in that order, each under all views of a bank.
 
@@ -54,30 +67,35 @@ def bank_batches(
         source: where the images are.
         indices: positions in the source.
         preprocess: picklable.
-        batch_size: images per batch; the last batch is filled up with zeros.
+        batch_size: images per batch, of all processes; the last batch is filled up with zeros.
         bank: which views.
+        num_workers: as for `training_batches`.
+        share: the rows of each batch that this process reads.
 
     Returns:
-        {"image": uint8 [b views height width c], "index": int64 [b], "mask": bool [b], False where filled up}.
+        {"image": uint8 [b views height width c], "index": int64 [b], "mask": bool [b], False where filled up}, of the
+        share.
 
     Raises:
         ValueError: as `ordered_batches`.
     """
-    _check(indices, batch_size, len(source))
-    return _in_order(indices, batch_size, 0, partial(_load_views, source=source, preprocess=preprocess, bank=bank))
+    load = partial(_load_views, source=source, preprocess=preprocess, bank=bank)
+    orders = _in_order(indices, batch_size, 0, share, len(source))
+    return load_batches(orders, load, Row(0, int(indices[0]), 0), num_workers=num_workers)
 
 
-def _in_order(
-    indices: np.ndarray, batch_size: int, view: int, load: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Iterator[dict[str, np.ndarray]]:
-    images = (
-        grain.MapDataset.range(len(indices))
-        .map(partial(_show, indices=indices, view=view))
-        .map(load)
-        .map(_mark)
-        .batch(batch_size, batch_fn=partial(grain.experimental.batch_and_pad, batch_size=batch_size, pad_value=0))
-    )
-    return iter(images.to_iter_dataset(READ_OPTIONS))
+def _in_order(indices: np.ndarray, batch_size: int, view: int, share: Share, n: int) -> Iterator[Order]:
+    _check_indices(indices, n)
+    rows = np.asarray(share.rows(batch_size))
+
+    def orders() -> Iterator[Order]:
+        for start in range(0, len(indices), batch_size):
+            mask = start + rows < len(indices)
+            index = np.zeros(len(rows), np.int64)
+            index[mask] = indices[start + rows[mask]]
+            yield Order(_rows(start + rows, index, view), mask, {"index": index, "mask": mask})
+
+    return orders()
 
 
 def training_batches(
@@ -92,105 +110,89 @@ def training_batches(
     views: int | None = None,
     augment: Augment | None = None,
     sampling: str = UNIFORM,
+    share: Share = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read the images at `indices` for ever, each epoch in a new order and changed at random.
 
-    The batch of a step is a function of (seed, step) alone, whatever the start step and the number of
-    workers. Epochs follow each other without a gap, so a batch may hold the end of one and the start of
-    the next.
+    The batch of a step is a function of (seed, step) alone, whatever the start step, the number of workers
+    and the number of processes that share it. Epochs follow each other without a gap, so a batch may hold
+    the end of one and the start of the next.
 
     Args:
         source: where the images are.
         indices: positions in the source.
         preprocess: picklable; turns one decoded image into one of a fixed size.
-        batch_size: images per batch.
+        batch_size: images per batch, of all processes.
         seed: the run's seed.
         start_step: the step whose batch comes first.
-        num_workers: processes that decode; 0 decodes in threads of this one. They are spawned, so a script
+        num_workers: processes that decode; 0 decodes in threads of this one. They import the main module, so a script
             needs its `if __name__ == "__main__":`.
         views: of `Augment`, where that is all that changes; all 8 where neither this nor `augment` is given.
         augment: how images are changed; crops and TrivialAugment need a `Preprocess` to prepare them.
         sampling: "uniform" shows each image once an epoch; "class_balanced" each class equally often, see
             `sampling.epoch_indices`.
+        share: the rows of each batch that this process reads; all shares of a step are the batch of one process.
 
     Returns:
         {"image": uint8 [b height width c], "label": int32 [b], or the source's targets, float32 [b k], where it has
-        them, "index": int64 [b], "view": int64 [b]}.
+        them, "index": int64 [b], "view": int64 [b]}, of the share.
 
     Raises:
-        ValueError: an argument is out of range; from the iterator, an image cannot be decoded.
+        ValueError: an argument is out of range, or batch_size is not one to share evenly; from the iterator, an image
+            cannot be decoded.
     """
-    _check(indices, batch_size, len(source))
+    _check_indices(indices, len(source))
     check_sampling(sampling)
-    if min(start_step, num_workers) < 0:
-        raise ValueError(f"start_step {start_step}, num_workers {num_workers}: wanted both >= 0")
+    if start_step < 0:
+        raise ValueError(f"start_step is {start_step}, wanted at least 0")
     if augment is None:
         augment = Augment(views=VIEWS if views is None else views)
     elif views is not None:
         raise ValueError(f"views is {views} and augment has views {augment.views}: give one of them")
     stream = ExampleStream(indices=indices, labels=source.labels, seed=seed, sampling=sampling, views=augment.views)
-    batches = (
-        grain.MapDataset.range(sys.maxsize)
-        .map(partial(_pick, stream=stream))
-        .random_map(
-            partial(_load_changed, source=source, preprocess=preprocess, augment=augment),
-            seed=hashed_seed(seed, "augment"),
-        )
-        .map(partial(_label, labels=source.labels if source.targets is None else source.targets))
-        .batch(batch_size, drop_remainder=True)[start_step:]
-    ).to_iter_dataset(READ_OPTIONS)
-    if num_workers:
-        # Grain reads absl flags in the parent, which only absl.app would have parsed.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=BATCHES_PER_WORKER)
-        batches = batches.mp_prefetch(workers)
-    return iter(batches)
+    shown = source.labels if source.targets is None else source.targets
+    mine = np.asarray(share.rows(batch_size))
+
+    def orders() -> Iterator[Order]:
+        for step in itertools.count(start_step):
+            places = step * batch_size + mine
+            index, view = stream.take(places)
+            columns = {"label": shown[index], "index": index, "view": view}
+            yield Order(_rows(places, index, view), np.ones(len(places), bool), columns)
+
+    load = partial(
+        _load_changed, source=source, preprocess=preprocess, augment=augment, seed=hashed_seed(seed, "augment")
+    )
+    return load_batches(orders(), load, Row(0, int(indices[0]), 0), num_workers=num_workers)
 
 
-def _check(indices: np.ndarray, batch_size: int, n: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, wanted at least 1")
+def _check_indices(indices: np.ndarray, n: int) -> None:
     if not len(indices) or indices.min() < 0 or indices.max() >= n:
         got = f"from {indices.min()} to {indices.max()}" if len(indices) else "empty"
         raise ValueError(f"indices are {got}, wanted positions from 0 to {n - 1}")
 
 
-# The functions mapped over the stream, at module level so that worker processes can unpickle them.
+def _rows(places: np.ndarray, index: np.ndarray, view: np.ndarray | int) -> Int64[np.ndarray, "b 3"]:
+    return np.stack(np.broadcast_arrays(places, index, np.int64(view)), axis=1)
 
 
-def _show(position: int, indices: np.ndarray, view: int) -> dict[str, Any]:
-    return {"index": np.int64(indices[position]), "view": view}
+# At module level so that worker processes can unpickle them.
 
 
-def _pick(place: int, stream: ExampleStream) -> dict[str, Any]:
-    index, view = stream[place]
-    return {"index": np.int64(index), "view": np.int64(view)}
+def _load_changed(row: Row, source: Source, preprocess: Preparation, augment: Augment, seed: int) -> np.ndarray:
+    # By the place in the stream alone: a process that reads other rows draws the same.
+    generator = np.random.Generator(np.random.Philox(key=[seed, row.place]))
+    return augment_image(_decode(row, source), generator, augment, preprocess, view=row.view)
 
 
-def _load_changed(
-    element: dict[str, Any], generator: np.random.Generator, source: Source, preprocess: Preparation, augment: Augment
-) -> dict[str, Any]:
-    image = _decode(element, source)
-    return element | {"image": augment_image(image, generator, augment, preprocess, view=element["view"])}
+def _load(row: Row, source: Source, preprocess: Preparation) -> np.ndarray:
+    return dihedral(preprocess(_decode(row, source)), row.view)
 
 
-def _load(element: dict[str, Any], source: Source, preprocess: Preparation) -> dict[str, Any]:
-    return element | {"image": dihedral(preprocess(_decode(element, source)), element["view"])}
+def _load_views(row: Row, source: Source, preprocess: Preprocess, bank: Bank) -> np.ndarray:
+    return bank.show(_decode(row, source), row.index, preprocess)
 
 
-def _load_views(element: dict[str, Any], source: Source, preprocess: Preprocess, bank: Bank) -> dict[str, Any]:
-    return element | {"image": bank.show(_decode(element, source), int(element["index"]), preprocess)}
-
-
-def _decode(element: dict[str, Any], source: Source) -> np.ndarray:
-    example = source[element["index"]]
+def _decode(row: Row, source: Source) -> np.ndarray:
+    example = source[row.index]
     return decode_image(example["image"], example["name"])
-
-
-def _label(element: dict[str, Any], labels: np.ndarray) -> dict[str, Any]:
-    return element | {"label": labels[element["index"]]}
-
-
-def _mark(element: dict[str, Any]) -> dict[str, Any]:
-    return {"image": element["image"], "index": element["index"], "mask": np.True_}

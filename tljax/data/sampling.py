@@ -79,7 +79,7 @@ def _draw_members(members: np.ndarray, count: int, generator: np.random.Generato
 # Not compared by its arrays: the epochs that were drawn are remembered for each stream.
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExampleStream:
-    """The examples of all epochs one after the other, by place in the stream, each with its view; picklable.
+    """The examples of all epochs one after the other, by place in the stream, each with its view.
 
     The arguments are those of `epoch_indices` and `epoch_views`.
     """
@@ -90,17 +90,18 @@ class ExampleStream:
     sampling: str
     views: int
 
-    def __getitem__(self, place: int) -> tuple[np.integer, np.integer]:
-        epoch, rest = divmod(place, len(self.indices))
-        indices, views = self.epoch(epoch)
-        return indices[rest], views[rest]
+    def take(self, places: Integer[np.ndarray, " b"]) -> tuple[Integer[np.ndarray, " b"], Integer[np.ndarray, " b"]]:
+        """Return the examples at places in the stream, and their views."""
+        epochs, rest = np.divmod(places, len(self.indices))
+        index, view = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            indices, views = _epoch_of(self, epoch)
+            index[chosen], view[chosen] = indices[rest[chosen]], views[rest[chosen]]
+        return index, view
 
-    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the examples of an epoch, and their views."""
-        return _epoch_of(self, number)
 
-
-# Threads read ahead, so the end of one epoch and the start of the next are wanted by turns.
+# Batches hold the end of one epoch and the start of the next.
 @functools.lru_cache(maxsize=4)
 def _epoch_of(stream: ExampleStream, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     indices = epoch_indices(stream.indices, stream.labels, stream.seed, epoch, sampling=stream.sampling)

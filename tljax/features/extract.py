@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from tljax import plain, rundir
+from tljax import plain, processes, rundir
 from tljax.data.augment import Augment
 from tljax.data.bank import Bank
 from tljax.data.pipeline import bank_batches
@@ -161,7 +161,8 @@ def extract(
         arrays=arrays,
     ) as store:
         _fill(store, source, preprocess, run, Bank(views=views, augment=augment, seed=seed), mesh)
-    return store
+    # Anew where other processes have written a part of it.
+    return open_store(directory, spec) if processes.are_several() else store
 
 
 def _fill(
@@ -169,11 +170,14 @@ def _fill(
     mesh: Mesh,
 ) -> None:  # fmt: skip
     """Make the missing shards of a store."""
-    missing = store.missing_shards()
+    missing = processes.on_first(store.missing_shards)
     log.info("making %d of %d shards in %s", len(missing), store.num_shards, store.directory)
+    if processes.is_first() and missing:
+        rundir.write_json(store.directory / "env.json", rundir.environment())
+    # Each process makes shards of its own.
+    missing = missing[jax.process_index() :: jax.process_count()]
     if not missing:
         return
-    rundir.write_json(store.directory / "env.json", rundir.environment())
     shard_of_image = np.arange(len(source)) * bank.views // store.rows_per_shard
     indices = np.flatnonzero(np.isin(shard_of_image, missing))
     size = store.rows_per_batch // bank.views
@@ -182,7 +186,7 @@ def _fill(
     parts = _compute_ahead(batches, run, size, mesh)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not processes.is_first()) as progress:
         bar = progress.add_task(f"features of {source.name}", total=len(indices))
         for shard in missing:
             num_parts = math.ceil(store.shard_rows(shard) / store.rows_per_batch)

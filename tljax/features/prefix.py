@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int32, Integer
 
 from tljax.data.augment import Augment
 from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
+from tljax.data.share import WHOLE, Share
 from tljax.data.sources import Source
 from tljax.features.extract import extract, feature_spec
 from tljax.features.store import FeatureStore
@@ -97,31 +98,34 @@ def prefix_batches(
     views: int = 1,
     sampling: str = UNIFORM,
     targets: Float32[np.ndarray, "n k"] | None = None,
+    share: Share = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read stored activations for ever, each epoch in a new order and under random views.
 
-    The batch of a step is a function of (seed, step) alone. Epochs follow each other without a gap, so a
-    batch may hold the end of one and the start of the next. Batches are read ahead in the background.
+    The batch of a step is a function of (seed, step) alone, whatever the number of processes that share it. Epochs
+    follow each other without a gap, so a batch may hold the end of one and the start of the next. Batches are read
+    ahead in the background.
 
     Args:
         store: from `build_prefix`.
         indices: images to train on, as positions in the source.
         labels: of all images of the source.
-        batch_size: images per batch.
+        batch_size: images per batch, of all processes.
         seed: the run's seed.
         start_step: the step whose batch comes first.
         views: how many of the stored views to draw from; 1 for none but the image itself.
         sampling: "uniform" shows each image once an epoch; "class_balanced" each class equally often, see
             `sampling.epoch_indices`.
         targets: of all images, which the batches hold in place of the labels.
+        share: the rows of each batch that this process reads; all shares of a step are the batch of one process.
 
     Returns:
         {"activation": [b ...] in the dtype of the store, "label": int32 [b] or float32 [b k], "index": int64 [b],
-        "view": int64 [b]}.
+        "view": int64 [b]}, of the share.
 
     Raises:
-        ValueError: no indices, labels of another number of images, more views than are stored, or an unknown sampling;
-            from the iterator, the store is incomplete.
+        ValueError: no indices, labels of another number of images, more views than are stored, an unknown sampling, or
+            a batch_size that is not one to share evenly; from the iterator, the store is incomplete.
     """
     check_sampling(sampling)
     stored_views = store.ingredients["views"]
@@ -137,13 +141,10 @@ def prefix_batches(
     shown = labels if targets is None else targets
 
     stream = ExampleStream(indices=indices, labels=labels, seed=seed, sampling=sampling, views=views)
+    mine = np.asarray(share.rows(batch_size))
 
     def load(step: int) -> dict[str, np.ndarray]:
-        epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), len(indices))
-        drawn = [
-            [column[places[epochs == epoch]] for column in stream.epoch(epoch)] for epoch in np.unique(epochs).tolist()
-        ]
-        index, view = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
+        index, view = stream.take(step * batch_size + mine)
         activation = store.rows(name, index * stored_views + view)
         return {"activation": activation, "label": shown[index], "index": index, "view": view}
 
@@ -151,19 +152,28 @@ def prefix_batches(
 
 
 def ordered_prefix_batches(
-    store: FeatureStore, indices: Integer[np.ndarray, " m"], batch_size: int
+    store: FeatureStore, indices: Integer[np.ndarray, " m"], batch_size: int, *, share: Share = WHOLE
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read the stored activations of the images as they are, view 0, once and in the order of `indices`.
 
+    Args:
+        store: from `build_prefix`.
+        indices: positions in the source.
+        batch_size: images per batch, of all processes.
+        share: the rows of each batch that this process reads.
+
     Returns:
-        {"activation": [b ...] in the dtype of the store, "index": int64 [b], "mask": bool [b]}. The last batch is
-        filled up with the last image again, its mask False there.
+        {"activation": [b ...] in the dtype of the store, "index": int64 [b], "mask": bool [b]}, of the share. The last
+        batch is filled up with the last image again, its mask False there.
+
+    Raises:
+        ValueError: from the iterator, batch_size is not one to share evenly, or the store is incomplete.
     """
     (name,) = store.arrays
+    mine = np.asarray(share.rows(batch_size))
     for start in range(0, len(indices), batch_size):
-        index = indices[start : start + batch_size].astype(np.int64)
-        mask = np.arange(batch_size) < len(index)
-        index = np.pad(index, (0, batch_size - len(index)), mode="edge")
+        mask = start + mine < len(indices)
+        index = indices[np.minimum(start + mine, len(indices) - 1)].astype(np.int64)
         activation = store.rows(name, index * store.ingredients["views"])
         yield {"activation": activation, "index": index, "mask": mask}
 

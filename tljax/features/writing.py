@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from tljax import plain, rundir
+from tljax import plain, processes, rundir
 from tljax.features.shards import row_bytes
 from tljax.features.store import META, FeatureStore, open_store
 
@@ -34,6 +34,9 @@ def open_for_writing(
 ) -> Iterator[FeatureStore]:
     """Make a store, or open one to go on with; other writers wait until the context is left.
 
+    The processes of one run write it together, into one folder that all of them see: they must all enter the context,
+    and all leave it. That each of them writes shards of its own is for them to see to.
+
     Args:
         directory: made if it is not there.
         ingredients: plain values that determine the rows.
@@ -46,13 +49,18 @@ def open_for_writing(
         ValueError: the store was made from something else, or begun with other batches.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with _only_writer(directory):
-        for stray in directory.glob(".*.tmp"):
-            log.info("removing %s, left by a killed process", stray)
-            stray.unlink()
-        if not (directory / META).exists():
-            _write_meta(directory, ingredients, num_rows, rows_per_batch, arrays)
+    with contextlib.ExitStack() as stack:
+
+        def prepare() -> None:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_only_writer(directory))
+            for stray in directory.glob(".*.tmp"):
+                log.info("removing %s, left by a killed process", stray)
+                stray.unlink()
+            if not (directory / META).exists():
+                _write_meta(directory, ingredients, num_rows, rows_per_batch, arrays)
+
+        processes.on_first(prepare)
         store = open_store(directory, ingredients)
         if store.rows_per_batch != rows_per_batch and not store.is_complete:
             raise ValueError(
@@ -60,6 +68,8 @@ def open_for_writing(
                 "which may change last bits; finish it with the first batch size, or remove it"
             )
         yield store
+        # The lock is that of the first process.
+        processes.wait_for_all(f"{directory} is written")
 
 
 def _write_meta(

@@ -56,6 +56,7 @@ class Checkpoints:
             )
             keep = policies.AnyPreservationPolicy([keep, best])
         self._checkpointer = ocp.training.Checkpointer(str(self.directory), preservation_policy=keep)
+        self._saving: Any = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -99,13 +100,19 @@ class Checkpoints:
         """
         meta = {"step": step, "config": self.config}
         with self._explained():
-            self._checkpointer.save_checkpointables_async(
+            self._saving = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": state},
                 force=True,
                 metrics=None if metrics is None else dict(metrics),
                 custom_metadata=meta,
             )
+
+    def wait(self) -> None:
+        """Wait until the last save has ended; raises as `save`."""
+        with self._explained():
+            if self._saving is not None:
+                self._saving.result()
 
     def restore(self, state: Any, step: int | None = None) -> Any:
         """Return the state of a checkpoint, or `state` itself when there is none.

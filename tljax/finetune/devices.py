@@ -1,18 +1,20 @@
 """The ways to run a training step, or an evaluation, on one device or many."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from tljax.devices import MESH_AXES
+from tljax.devices import FSDP, keep_placed, make_gather, put_batch, replicated, spread
 from tljax.finetune.state import Arrays, Fixed, TrainState
-from tljax.finetune.step import Batch, Body, model_inputs
+from tljax.finetune.step import STEP_INPUTS, Batch, Body, model_inputs
 from tljax.models.net import Net
 from tljax.preprocess import Preprocess
+from tljax.processes import are_several
 
 PMAP_AXIS = "device"
 
@@ -21,12 +23,23 @@ def make_train_step(body: Body, mesh: Mesh) -> Callable[..., tuple[TrainState, A
     """Compile `body`, which is `train_body` with its keywords bound, for a mesh.
 
     Returns:
-        (state, fixed, batch) -> (state, metrics), with params on every device and the batch spread over
-        them; the batch size must be a multiple of the number of devices. The state passed in is donated: use
-        the one returned, and make the first with `replicate`.
+        (state, fixed, batch) -> (state, metrics), with params as `devices.sharding_of` lays them and the batch spread
+        over all devices; the batch size must be a multiple of their number. The state passed in is donated: use
+        the one returned, and make the first, and what is fixed, with `devices.place`.
     """
-    replicated, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P(MESH_AXES))
-    return jax.jit(body, in_shardings=(replicated, replicated, spread), out_shardings=replicated, donate_argnums=0)
+    gather = make_gather(mesh)
+
+    def step(state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, Arrays]:
+        state, metrics = body(state, fixed, batch, gather=gather)
+        return keep_placed(state, mesh), metrics
+
+    held = _held(mesh)
+    return jax.jit(step, in_shardings=(held, held, spread(mesh)), donate_argnums=0)
+
+
+def _held(mesh: Mesh) -> Any:
+    """Return the sharding of all params where there is one; where each has its own, that of the arrays given."""
+    return replicated(mesh) if mesh.shape[FSDP] == 1 else None
 
 
 def make_pmap_step(body: Body) -> Callable[..., tuple[TrainState, Arrays]]:
@@ -58,28 +71,50 @@ def make_eval_step(
         (params, stats, batch) -> float32 [b k], for a batch as `train_body` takes it, labels aside. Rows that
         pad a batch have probabilities too; `predict` drops them.
     """
+    gather = make_gather(mesh)
 
     def evaluate(params: Arrays, stats: Arrays, batch: Batch) -> jax.Array:
         x = model_inputs(batch, net, preprocess, start)
-        scores, _ = net.apply(params, stats, x, start=start, compute_dtype=compute_dtype)
+        scores, _ = net.apply(params, stats, x, start=start, compute_dtype=compute_dtype, gather=gather)
         return probabilities(scores.astype(jnp.float32))
 
-    replicated, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P(MESH_AXES))
-    return jax.jit(evaluate, in_shardings=(replicated, replicated, spread), out_shardings=replicated)
+    held = _held(mesh)
+    return jax.jit(evaluate, in_shardings=(held, held, spread(mesh)), out_shardings=replicated(mesh))
+
+
+def put_inputs(batch: Batch, mesh: Mesh) -> Arrays:
+    """Bring what a step reads of this process' rows of a batch to its devices."""
+    return put_batch({name: batch[name] for name in STEP_INPUTS if name in batch}, mesh)
 
 
 def predict(
-    eval_step: Callable[[Arrays, Arrays, Batch], jax.Array], params: Arrays, stats: Arrays, batches: Iterable[Batch]
+    eval_step: Callable[[Arrays, Arrays, Batch], jax.Array],
+    params: Arrays,
+    stats: Arrays,
+    batches: Iterable[Batch],
+    mesh: Mesh,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run `eval_step` over padded batches that carry "index" and "mask".
 
+    Args:
+        eval_step: from `make_eval_step`.
+        params: on the devices, as are the `stats`.
+        stats: of the net.
+        batches: this process' rows of each batch.
+        mesh: of the step.
+
     Returns:
-        The index of each example, and its probabilities [n k], both in the order of the batches.
+        In every process, the index of each example of all processes, and its probabilities [n k], both in the order of
+        the batches.
     """
     indices, probabilities = [], []
     for batch in batches:
-        mask = batch["mask"]
-        inputs = {key: value for key, value in batch.items() if key not in ("index", "mask")}
-        indices.append(batch["index"][mask])
-        probabilities.append(np.asarray(eval_step(params, stats, inputs))[mask])
+        found = np.asarray(eval_step(params, stats, put_inputs(batch, mesh)))
+        index, mask = _of_all_processes(batch["index"]), _of_all_processes(batch["mask"])
+        indices.append(index[mask])
+        probabilities.append(found[mask])
     return np.concatenate(indices), np.concatenate(probabilities)
+
+
+def _of_all_processes(rows: np.ndarray) -> np.ndarray:
+    return multihost_utils.process_allgather(rows, tiled=True) if are_several() else rows

@@ -1,6 +1,6 @@
 """The forward pass of training: which stages run, in which mode, on which params."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from tljax.models.net import Net
 from tljax.models.noise import Regularise
 
 Arrays = dict[str, Any]
+Gather = Callable[[Arrays], Arrays]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Forward:
         keys: jax.Array | None,
         *,
         taps: Collection[str] = (),
+        axis_name: str | None = None,
+        gather: Gather | None = None,
     ) -> tuple[jax.Array, Arrays, Arrays]:
         """Run to the scores.
 
@@ -69,6 +72,8 @@ class Forward:
             x: images, or what the stage before `start` put out.
             keys: one for each example.
             taps: stages whose outputs are wanted too.
+            axis_name: see `Net.apply`.
+            gather: see `Net.apply`.
 
         Returns:
             Scores [b k], all statistics, and {stage: output} of the taps.
@@ -84,14 +89,18 @@ class Forward:
             "keys": keys,
             "compute_dtype": self.compute_dtype,
             "use_remat": self.use_remat,
+            "axis_name": axis_name,
+            "gather": gather,
         }
         return self._run_with_taps(params, dict(stats), x, [*taps, self.net.stages[-1]], settings)
 
     def run_to_taps(
-        self, params: Mapping[str, Any], stats: Mapping[str, Any], x: jax.Array, *, taps: Sequence[str]
-    ) -> Arrays:
+        self, params: Mapping[str, Any], stats: Mapping[str, Any], x: jax.Array, *, taps: Sequence[str],
+        gather: Gather | None = None,
+    ) -> Arrays:  # fmt: skip
         """Run in inference mode to the last of the taps; return {stage: output} of them."""
-        return self._run_with_taps(params, dict(stats), x, taps, {"compute_dtype": self.compute_dtype})[2]
+        settings = {"compute_dtype": self.compute_dtype, "gather": gather}
+        return self._run_with_taps(params, dict(stats), x, taps, settings)[2]
 
     def moves(self, path: str) -> bool:
         """Tell whether the statistic at this path moves."""

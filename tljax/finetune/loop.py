@@ -3,17 +3,19 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from tljax import rundir
+from tljax import preemption, processes, rundir
+from tljax.devices import fetch, place
 from tljax.finetune.checkpoint import Checkpoints
+from tljax.finetune.devices import put_inputs
 from tljax.finetune.frozen_record import note_beginning, note_end
 from tljax.finetune.phases import Phase, first_step, phase_of_state, shapes_in_phase
 from tljax.finetune.state import Arrays, Fixed, TrainState
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 def fit(
     phases: Sequence[Phase],
     *,
-    sharding: jax.sharding.Sharding,
+    mesh: Mesh,
     config: Mapping[str, Any],
     checkpoint_dir: str | os.PathLike,
     checkpoint_every: int,
@@ -42,7 +44,7 @@ def fit(
 
     Args:
         phases: in order.
-        sharding: of every array of the state, as the train steps want it.
+        mesh: the devices that the train steps were made for; may be others than a checkpoint was saved from.
         config: plain values that determine the run; a checkpoint of another config is refused.
         checkpoint_dir: of this run alone.
         checkpoint_every: steps between checkpoints; the last step of each phase is always saved.
@@ -63,11 +65,17 @@ def fit(
         ValueError: a checkpoint of another config or beyond the last phase, batches that end, or a phase that goes on
             without its record in `frozen_path`.
         RuntimeError: a phase has moved what it froze.
+        Preempted: the process was told to end; the state after its last step is saved.
     """
-    with Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints, _progress() as progress:
-        state, index = _resume(phases, checkpoints, sharding)
+    with (
+        Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints,
+        _progress() as progress,
+        preemption.notices() as is_told_to_end,
+    ):
+        state, index = _resume(phases, checkpoints, mesh)
         done = 0 if state is None else int(state.step)
-        rundir.keep_metrics_before(metrics_path, done)
+        if processes.is_first():
+            rundir.keep_metrics_before(metrics_path, done)
         num_steps = first_step(phases, len(phases))
         journal = _Journal(
             path=metrics_path,
@@ -77,13 +85,16 @@ def fit(
             evaluate_every=evaluate_every,
             keeps_best=keep_best is not None,
             max_loss=math.inf if max_loss is None else max_loss,
+            is_told_to_end=is_told_to_end,
+            mesh=mesh,
             progress=progress,
             bar=progress.add_task("training", total=num_steps, completed=done),
         )
         for number in range(index, len(phases)):
             phase, first = phases[number], first_step(phases, number)
             if state is None or done == first:
-                state = _place(phase.enter(state), sharding)
+                # From the host: the devices need not hold two states.
+                state = place(phase.enter(None if state is None else fetch(state)), mesh)
             state = _train(phase, number, first, state, done, journal)
             done = first + phase.num_steps
     assert state is not None
@@ -94,34 +105,28 @@ def _train(phase: Phase, number: int, first: int, state: TrainState, done: int, 
     """Take the steps of a phase that are left, of which there may be none."""
     fixed, last = phase.open_fixed(state), first + phase.num_steps
     if done == first:
-        note_beginning(journal.frozen_path, number, phase.frozen_hash(state, fixed))
+        digest = phase.frozen_hash(state, fixed)
+        processes.on_first(lambda: note_beginning(journal.frozen_path, number, digest))
     stream = phase.batches(done - first) if done < last else iter(())
     for step in range(done, last):
-        state, metrics = phase.train_step(state, fixed, _next(stream, step))
+        state, metrics = phase.train_step(state, fixed, put_inputs(_next(stream, step), journal.mesh))
         journal.begin(step, {"phase": number, "learning_rate": phase.learning_rate(step - first), **metrics})
         journal.end(step, phase, state, fixed, is_last=step + 1 == last)
     after = phase.frozen_hash(state, fixed)
-    before = note_end(journal.frozen_path, number, after)
+    before = processes.on_first(lambda: note_end(journal.frozen_path, number, after))
     if before != after:
         raise RuntimeError(f"phase {number} moved what it froze: hash {before}, then {after}; please report this")
     log.info("phase %d: what it froze has the hash %s, before and after", number, after)
     return state
 
 
-def _resume(
-    phases: Sequence[Phase], checkpoints: Checkpoints, sharding: jax.sharding.Sharding
-) -> tuple[TrainState | None, int]:
+def _resume(phases: Sequence[Phase], checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState | None, int]:
     """Return the latest state, if any, and the phase that its next step belongs to, or the last one at the end."""
     step = checkpoints.latest_step
     if step is None:
         return None, 0
     index = phase_of_state(phases, step)
-    return checkpoints.restore(shapes_in_phase(phases, index, sharding), step), index
-
-
-def _place(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-    """Copy a state to the devices; the steps donate it, and it may share arrays with what `enter` closes over."""
-    return jax.device_put(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state), sharding)
+    return checkpoints.restore(shapes_in_phase(phases, index, mesh), step), index
 
 
 @dataclass(kw_only=True)
@@ -138,6 +143,8 @@ class _Journal:
     evaluate_every: int
     keeps_best: bool
     max_loss: float
+    is_told_to_end: Callable[[int], bool]
+    mesh: Mesh
     progress: Progress
     bar: TaskID
     waiting: tuple[int, Arrays] | None = None
@@ -155,7 +162,7 @@ class _Journal:
         self.waiting = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         _check_sound(step, values, self.max_loss, self.checkpoints)
-        rundir.append_metrics(self.path, {"step": step, **values, "phase": int(values["phase"])})
+        self._write({"step": step, **values, "phase": int(values["phase"])})
         self.progress.update(self.bar, completed=step + 1, description=f"training, loss {values['loss']:.4f}")
 
     def end(self, step: int, phase: Phase, state: TrainState, fixed: Fixed, *, is_last: bool) -> None:
@@ -164,16 +171,28 @@ class _Journal:
         if phase.evaluate is not None and (is_last or (step + 1) % self.evaluate_every == 0):
             self.flush()
             found = {name: float(value) for name, value in phase.evaluate(state, fixed).items()}
-            rundir.append_metrics(self.path, {**found, "step": step})
+            self._write({**found, "step": step})
+        is_told_to_end = self.is_told_to_end(step + 1)
         is_best_sought = self.keeps_best and found is not None
-        if is_last or is_best_sought or (step + 1) % self.checkpoint_every == 0:
+        if is_last or is_best_sought or is_told_to_end or (step + 1) % self.checkpoint_every == 0:
             self.flush()
-            rundir.sync_metrics(self.path)
+            if processes.is_first():
+                rundir.sync_metrics(self.path)
             self.checkpoints.save(step + 1, state, found)
+        if is_told_to_end:
+            self.checkpoints.wait()
+            raise processes.Preempted(
+                f"told to end by SIGTERM; step {step + 1} is saved in {self.checkpoints.directory}: run the same "
+                "command again, and it goes on from there"
+            )
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if processes.is_first():
+            rundir.append_metrics(self.path, record)
 
 
 def _progress() -> Progress:
-    return Progress(console=Console(stderr=True))
+    return Progress(console=Console(stderr=True), disable=not processes.is_first())
 
 
 def _next(stream: Iterator[Batch], step: int) -> Batch:
@@ -200,7 +219,7 @@ def _check_sound(step: int, values: Mapping[str, float], max_loss: float, checkp
 def load_best(
     phases: Sequence[Phase],
     *,
-    sharding: jax.sharding.Sharding,
+    mesh: Mesh,
     config: Mapping[str, Any],
     checkpoint_dir: str | os.PathLike,
     keep_best: str,
@@ -218,4 +237,4 @@ def load_best(
                 "validation part, or keep the last"
             )
         index = phase_of_state(phases, step)
-        return checkpoints.restore(shapes_in_phase(phases, index, sharding), step), index
+        return checkpoints.restore(shapes_in_phase(phases, index, mesh), step), index

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
+from tljax.devices import shapes_on
 from tljax.finetune.state import Arrays, Fixed, TrainState
 from tljax.finetune.step import Batch
 
@@ -55,9 +57,9 @@ def phase_of_state(phases: Sequence[Phase], step: int) -> int:
     raise ValueError(f"step {step} is beyond the {len(phases)} phases, which end at {first_step(phases, len(phases))}")
 
 
-def shapes_in_phase(phases: Sequence[Phase], index: int, sharding: Any) -> TrainState:
+def shapes_in_phase(phases: Sequence[Phase], index: int, mesh: Mesh) -> TrainState:
     """Return the shapes, dtypes and places of the state in a phase, without an array."""
     state: Any = None
     for phase in phases[: index + 1]:
         state = jax.eval_shape(phase.enter, state)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+    return shapes_on(state, mesh)

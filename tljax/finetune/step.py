@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tljax.finetune.forward import Forward, example_keys, trained_kernels
+from tljax.finetune.forward import Forward, Gather, example_keys, trained_kernels
 from tljax.finetune.losses import as_targets, example_shares, is_correct, softmax_cross_entropy
 from tljax.finetune.mix import Mix, mix_batch
 from tljax.finetune.penalties import Penalty, PenaltyInputs
@@ -19,6 +19,9 @@ from tljax.preprocess import Preprocess
 Batch = Mapping[str, Any]
 Body = Callable[..., tuple[TrainState, Arrays]]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+# What a step reads of a batch.
+STEP_INPUTS = ("image", "activation", "label", "weight")
 
 
 def train_body(
@@ -38,6 +41,7 @@ def train_body(
     average_decay: float | None = None,
     num_parts: int = 1,
     axis_name: str | None = None,
+    gather: Gather | None = None,
 ) -> tuple[TrainState, Arrays]:
     """Take one step: differentiate and update the trained params only.
 
@@ -62,8 +66,8 @@ def train_body(
         average_decay: of the average that `state` keeps; None where it keeps none.
         num_parts: parts of the batch that run one after the other, their gradients added up: the same step in less
             memory, but for BatchNorm in training mode and penalties on a batch, which see a part at a time.
-        axis_name: mapped axis that the batch is spread over, under `jax.pmap`. BatchNorm in training mode
-            then uses the statistics of each device's share, where the jitted step uses those of the batch.
+        axis_name: mapped axis that the batch is spread over, under `jax.pmap`.
+        gather: see `Net.apply`.
 
     Returns:
         The state after the step, and of the batch "loss" (without penalties) and "accuracy" (means by weight),
@@ -80,11 +84,13 @@ def train_body(
     def part_loss(trained: Arrays, moving: Arrays, part: Arrays) -> tuple[jax.Array, tuple[Arrays, Arrays]]:
         params = forward.assemble(trained, fixed.params, state.settled)
         taps = tuple(dict.fromkeys(tap for penalty in penalties for tap in penalty.taps))
-        scores, stats, outputs = forward.run(params, {**state.stats, **moving}, part["x"], part["key"], taps=taps)
+        scores, stats, outputs = forward.run(
+            params, {**state.stats, **moving}, part["x"], part["key"], taps=taps, axis_name=axis_name, gather=gather
+        )
         value = jnp.sum(part["share"] * loss(scores, part["weighted_target"]))
         metrics = {"loss": value, "accuracy": jnp.sum(part["share"] * correct(scores, part["target"]))}
         if penalties:
-            inputs = _penalty_inputs(forward, fixed, trained, params, outputs, part["x"], penalties)
+            inputs = _penalty_inputs(forward, fixed, trained, params, outputs, part["x"], penalties, gather)
             metrics["penalty"] = jnp.sum(jnp.stack([penalty(inputs) for penalty in penalties])) / num_shares
             value += metrics["penalty"]
         return value, (metrics, {path: stats[path] for path in moving})
@@ -171,7 +177,7 @@ def originals(
 
 def _penalty_inputs(
     forward: Forward, fixed: Fixed, trained: Arrays, params: Arrays, outputs: Arrays, x: jax.Array,
-    penalties: Sequence[Penalty],
+    penalties: Sequence[Penalty], gather: Gather | None,
 ) -> PenaltyInputs:  # fmt: skip
     changed = trained_kernels(trained)
     taps = original_taps(penalties)
@@ -179,7 +185,9 @@ def _penalty_inputs(
         params={path: params[path] for path in changed},
         original={path: fixed.original[path] for path in changed},
         outputs=outputs,
-        original_outputs=forward.run_to_taps(fixed.original, fixed.original_stats, x, taps=taps) if taps else {},
+        original_outputs=forward.run_to_taps(fixed.original, fixed.original_stats, x, taps=taps, gather=gather)
+        if taps
+        else {},
     )
 
 

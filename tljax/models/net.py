@@ -4,7 +4,7 @@ This is the only module that turns NNX modules into dicts and back.
 """
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -118,6 +118,8 @@ class Net:
         keys: jax.Array | None = None,
         compute_dtype: str | None = None,
         use_remat: bool = False,
+        axis_name: str | None = None,
+        gather: Callable[[Arrays], Arrays] | None = None,
     ) -> tuple[jax.Array, Arrays]:
         """Run the stages from `start` up to, not including, `stop`.
 
@@ -138,6 +140,10 @@ class Net:
                 computes in float32.
             use_remat: compute the inside of each stage in training mode again in the backward pass, and keep only
                 what goes from stage to stage.
+            axis_name: mapped axis that the batch is spread over, under `jax.pmap`; BatchNorm in training mode uses the
+                statistics of the whole batch there too.
+            gather: brings the params of a stage together where they lie spread over devices, once they have the
+                dtype to compute in.
 
         Returns:
             The output of the last stage that ran, and `stats` with the entries of the stages in training
@@ -160,7 +166,10 @@ class Net:
         updated: Arrays = dict(stats)
         for index, stage in enumerate(running, first):
             is_training = index >= training and stage not in frozen
-            run: Any = functools.partial(self._run, stage, is_training=is_training, compute_dtype=compute_dtype)
+            run: Any = functools.partial(
+                self._run, stage, is_training=is_training, compute_dtype=compute_dtype, axis_name=axis_name,
+                gather=gather,
+            )  # fmt: skip
             if use_remat and is_training:
                 run = jax.checkpoint(run)
             own = [{path: given[path] for path in leaves} for leaves, given in self._leaves_of(stage, params, stats)]
@@ -170,13 +179,17 @@ class Net:
 
     def _run(
         self, stage: str, params: Arrays, stats: Arrays, x: jax.Array, noise: Noise | None, *, is_training: bool,
-        compute_dtype: str | None,
+        compute_dtype: str | None, axis_name: str | None, gather: Callable[[Arrays], Arrays] | None,
     ) -> tuple[jax.Array, Arrays]:  # fmt: skip
         """Run one stage; return its output, and its new statistics in training mode."""
         if compute_dtype is not None:
             dtype = jnp.dtype("float32" if stage == HEAD else compute_dtype)
             params, x = jax.tree.map(lambda array: array.astype(dtype), (params, x))
+        if gather is not None:
+            params = gather(params)
         module = self._bind(stage, params, stats)
+        if axis_name is not None:
+            module.set_attributes(nnx.BatchNorm, axis_name=axis_name, raise_if_not_found=False)
         # Only stages that draw know the word.
         y = module(x, is_training=is_training, **({} if noise is None else {"noise": noise}))
         return y, _flatten(stage, nnx.state(module, nnx.BatchStat)) if is_training else {}

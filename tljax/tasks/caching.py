@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tljax import rundir
+from tljax import processes, rundir
 from tljax.data.splits import Split
 from tljax.features.shards import row_bytes
 from tljax.features.store import META, memory_bytes, open_store
@@ -49,10 +49,14 @@ def settle_caches(config: Mapping[str, Any], inputs: Inputs, split: Split, workd
         ValueError: the config does not fit, or a cache that is "always" wanted is larger than its budget.
     """
     caches = [call("finetune", phase, Recipe).cache for phase in phase_configs(config)]
-    if workdir is not None and (workdir / CACHES).exists():
-        decisions = rundir.read_json(workdir / CACHES)
-    else:
-        decisions = _decide(config, inputs, split, caches)
+
+    def decide() -> list[dict[str, Any]]:
+        if workdir is not None and (workdir / CACHES).exists():
+            return rundir.read_json(workdir / CACHES)
+        return _decide(config, inputs, split, caches)
+
+    # Other processes would measure other speeds.
+    decisions = processes.on_first(decide)
     for decision in decisions:
         caches[decision["phase"]] = decision["cache"]
         log.info("prefix cache of phase %d: %s, %s", decision["phase"], decision["cache"], decision["reason"])

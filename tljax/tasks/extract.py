@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tljax import plain, rundir
+from tljax import plain, processes, rundir
 from tljax.data.augment import Augment
 from tljax.features.extract import extract, feature_spec
 from tljax.features.store import FeatureStore
@@ -33,7 +33,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
         raise RuntimeError(f"extraction changed params: hash {before} before, {after} after; please report this")
     log.info("features in %s; backbone hash %s before and after", store.directory, after)
     facts = {"store": str(store.directory), "hash_before": before, "hash_after": after}
-    rundir.write_json(workdir / "extract.json", facts)
+    processes.on_first(lambda: rundir.write_json(workdir / "extract.json", facts))
     return {"num_rows": float(store.num_rows), "share_reused": store.share_reused}
 
 

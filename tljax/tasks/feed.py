@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tljax import plain
 from tljax.data.augment import Augment
 from tljax.data.pipeline import ordered_batches, training_batches
+from tljax.data.share import Share
 from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
 from tljax.features.store import FeatureStore
 from tljax.finetune.step import Batch
@@ -31,6 +33,7 @@ class Feed:
         sampling: see `data.sampling`.
         start: the stage whose input the batches hold; 0 for images.
         store: the stored inputs of that stage; None for images.
+        share: the rows of each batch that this process reads.
     """
 
     inputs: Inputs
@@ -39,6 +42,7 @@ class Feed:
     sampling: str
     start: str | int
     store: FeatureStore | None
+    share: Share
 
     def training(self, indices: np.ndarray, seed: int, start_step: int) -> Iterator[Batch]:
         """Endless shuffled batches with random views, from a step on."""
@@ -47,17 +51,19 @@ class Feed:
             return prefix_batches(
                 self.store, indices, source.labels, self.batch_size, seed, start_step=start_step,
                 views=self.store.ingredients["views"], sampling=self.sampling, targets=source.targets,
+                share=self.share,
             )  # fmt: skip
         return training_batches(
             source, indices, preprocess, self.batch_size, seed, start_step=start_step, augment=self.augment,
-            sampling=self.sampling,
+            sampling=self.sampling, share=self.share,
         )  # fmt: skip
 
     def ordered(self, indices: np.ndarray) -> Iterator[Batch]:
         """Padded batches without augmentation, in order."""
         if self.store is not None:
-            return ordered_prefix_batches(self.store, indices, self.batch_size)
-        return ordered_batches(self.inputs.source, indices, self.inputs.pretrained.preprocess, self.batch_size)
+            return ordered_prefix_batches(self.store, indices, self.batch_size, share=self.share)
+        preprocess = self.inputs.pretrained.preprocess
+        return ordered_batches(self.inputs.source, indices, preprocess, self.batch_size, share=self.share)
 
 
 def open_feed(plan: Plan) -> Feed:
@@ -65,7 +71,7 @@ def open_feed(plan: Plan) -> Feed:
     store = None if plan.bank is None else _open_prefix(plan)
     return Feed(
         inputs=plan.inputs, batch_size=plan.recipe.batch_size, augment=plan.augment, sampling=plan.recipe.sampling,
-        start=plan.start, store=store,
+        start=plan.start, store=store, share=Share(index=jax.process_index(), count=jax.process_count()),
     )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tljax import rundir
-from tljax.data.splits import save_split
+from tljax import processes, rundir
+from tljax.data.sources import Source
+from tljax.data.splits import Split, save_split
 from tljax.finetune.groups import format_partition
 from tljax.finetune.loop import fit, load_best
 from tljax.finetune.phases import Phase
@@ -18,13 +19,13 @@ from tljax.tasks.caching import CACHES, settle_caches
 from tljax.tasks.drifting import measure_drift
 from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric
 from tljax.tasks.execution import identity_of
-from tljax.tasks.feed import open_once
+from tljax.tasks.feed import Feed, open_once
 from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
 from tljax.tasks.plan import Plan
 from tljax.tasks.relative import NORMS, plan_run
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
-from tljax.tasks.training import everywhere, make_phases, partition, result_of, test_predictions
+from tljax.tasks.training import Result, make_phases, mesh_of, partition, result_of, test_predictions
 from tljax.tasks.tuned import save_tuned
 
 NAME = "finetune"
@@ -57,6 +58,23 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     # Computed now, while the directory can still be left to a mended config.
     feeds[0]()
     # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
+    processes.on_first(lambda: _note_plan(workdir, source, split, rows, decisions, norms))
+    phases = make_phases(plans, feeds, split, config["seed"])
+    state, index = _train(config, phases, plans[0], workdir)
+    plan, feed = plans[index], feeds[index]()
+    before, after = inputs.identity["params"], inputs.pretrained.fingerprint()
+    if before != after:
+        raise RuntimeError(f"the pretrained params moved: hash {before} before, {after} after; please report this")
+    result = result_of(state)
+    found = test_predictions(plan, result, feed, split.test)
+    return processes.on_first(lambda: _conclude(workdir, plan, feed, split, result, int(state.step), found))
+
+
+def _note_plan(
+    workdir: Path, source: Source, split: Split, rows: list[list[dict[str, Any]]], decisions: list[dict[str, Any]],
+    norms: Mapping[str, float] | None,
+) -> None:  # fmt: skip
+    """Write what has been decided before the first step."""
     save_split(workdir / SPLIT, split, source)
     if decisions:
         rundir.write_json(workdir / CACHES, decisions)
@@ -65,25 +83,22 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     rows_of_run = [{**row, "phase": index} for index, of_phase in enumerate(rows) for row in of_phase]
     rundir.write_json(workdir / PARTITION, rows_of_run)
     rundir.write_json(workdir / CLASSES, list(source.class_names))
-    phases = make_phases(plans, feeds, split, config["seed"])
-    state, index = _train(config, phases, plans[0], workdir)
-    plan, feed = plans[index], feeds[index]()
-    before, after = inputs.identity["params"], inputs.pretrained.fingerprint()
-    if before != after:
-        raise RuntimeError(f"the pretrained params moved: hash {before} before, {after} after; please report this")
-    result = result_of(state)
-    save_tuned(workdir, plan, result)
 
-    indices, probabilities = test_predictions(plan, result, feed, split.test)
+
+def _conclude(
+    workdir: Path, plan: Plan, feed: Feed, split: Split, result: Result, step: int, found: tuple[np.ndarray, np.ndarray]
+) -> dict[str, float]:
+    """Write what the run ended with; return its metrics."""
+    save_tuned(workdir, plan, result)
     moved = measure_drift(plan, result, feed, split.val[: plan.recipe.drift_images], workdir)
     record = {
         "method": NAME,
         "features": f"from {plan.groups.train_from}",
         "depth": None,
-        "chosen": {"step": int(state.step)} if plan.recipe.keep == "best" else {},
-        **call("evaluate", config, evaluate, source, indices, probabilities),
+        "chosen": {"step": step} if plan.recipe.keep == "best" else {},
+        **call("evaluate", plan.config, evaluate, plan.inputs.source, *found),
     }
-    _save_predictions(workdir / "predictions.npz", indices, probabilities)
+    _save_predictions(workdir / "predictions.npz", *found)
     rundir.write_json(workdir / "evaluations.json", [record])
     reused = {} if feed.store is None else {"share_reused": feed.store.share_reused}
     num_trained = float(sum(value.size for value in result.trained.values()))
@@ -95,7 +110,7 @@ def _train(config: Mapping[str, Any], phases: list[Phase], plan: Plan, workdir: 
     recipe = plan.recipe
     keep_best = f"val_{main_metric(plan.inputs.source)}" if recipe.keep == "best" else None
     saved: dict[str, Any] = {
-        "sharding": everywhere(),
+        "mesh": mesh_of(config),
         "config": identity_of(config),
         "checkpoint_dir": workdir / CHECKPOINTS,
     }

@@ -14,8 +14,8 @@ from tljax import rundir
 from tljax.ablation.charts import curve_chart
 from tljax.ablation.picture import write_picture
 from tljax.ablation.svg import span
-from tljax.devices import replicate
-from tljax.finetune.devices import make_train_step
+from tljax.devices import place
+from tljax.finetune.devices import make_train_step, put_inputs
 from tljax.finetune.optimizer import make_optimizer
 from tljax.finetune.schedules import make_schedules
 from tljax.tasks.caching import settle_caches
@@ -25,7 +25,7 @@ from tljax.tasks.plan import Plan
 from tljax.tasks.relative import plan_run
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
-from tljax.tasks.training import make_phases, mesh, step_body
+from tljax.tasks.training import make_phases, mesh_of, step_body
 
 NAME = "lr_find"
 # Of the average of the losses; fastai's.
@@ -84,12 +84,13 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
         raise ValueError(f"config.lr_find.phase is {sweep.phase}, and the run has {len(plans)} phases, from 0")
     plan = _with_sweep(plans[sweep.phase], sweep)
     (phase,) = make_phases([plan], open_once([plan]), split, config["seed"])
-    state = replicate(phase.enter(None), mesh())
-    fixed, train_step = phase.open_fixed(state), make_train_step(step_body(plan), mesh())
+    mesh = mesh_of(config)
+    state = place(phase.enter(None), mesh)
+    fixed, train_step = phase.open_fixed(state), make_train_step(step_body(plan), mesh)
     losses: list[float] = []
     has_blown_up = False
     for step, batch in zip(range(sweep.num_steps), phase.batches(0), strict=False):
-        state, metrics = train_step(state, fixed, batch)
+        state, metrics = train_step(state, fixed, put_inputs(batch, mesh))
         losses.append(float(metrics["loss"]))
         has_blown_up = is_blown_up(losses)
         if has_blown_up:

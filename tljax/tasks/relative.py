@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tljax import rundir
+from tljax import processes, rundir
 from tljax.data.splits import Split
 from tljax.finetune.losses import as_targets
 from tljax.finetune.relative_gradients import relative_gradient_norms
@@ -61,8 +61,12 @@ def plan_run(config: Mapping[str, Any], inputs: Inputs, split: Split, workdir: P
     if SECTION not in config:
         return run
     num_batches = call(SECTION, config, RelativeGradients).num_batches
-    norms = _kept(workdir, inputs) if workdir is not None else None
-    norms = norms or _measure(run.plans[-1], split, num_batches)
+
+    def norms_of_run() -> dict[str, float]:
+        kept = _kept(workdir, inputs) if workdir is not None else None
+        return kept or _measure(run.plans[-1], split, num_batches)
+
+    norms = processes.on_first(norms_of_run)
     log.info("relative gradient norms: %s", ", ".join(f"{stage} {norm:.3g}" for stage, norm in norms.items()))
     following = Run(plan_phases(config, inputs, labels, norms), norms)
     check_step(following.plans[-1])

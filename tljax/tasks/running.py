@@ -1,15 +1,21 @@
 """What all tasks that write results have in common: one directory, one process, one config, the same inputs."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tljax import rundir
+import jax
+
+from tljax import plain, processes, rundir
 from tljax.tasks.execution import execution_of, identity_of
 from tljax.tasks.inputs import Inputs, open_inputs
 from tljax.tasks.sections import select
+
+# The tasks that several processes can run together.
+SEVERAL = ("extract", "finetune")
 
 Work = Callable[[Mapping[str, Any], Path, Any], dict[str, float]]
 
@@ -43,18 +49,44 @@ def run_task(
     """
     chosen = select(name, config)
     execution, identity = execution_of(chosen), identity_of(chosen)
+
+    def find() -> dict[str, float] | None:
+        return rundir.find(workdir, name, identity, has_parts=has_parts)
+
     # First without the lock: results can be read where nothing can be written.
-    found = rundir.find(workdir, name, identity, has_parts=has_parts)
+    found = processes.on_first(find)
     if found is not None:
         return found
-    with rundir.only_process(workdir):
-        found = rundir.find(workdir, name, identity, has_parts=has_parts)
+    if processes.are_several() and name not in SEVERAL:
+        raise ValueError(
+            f"tljax {name} runs in one process, and this is one of {jax.process_count()}; several take "
+            f"{' and '.join(SEVERAL)}"
+        )
+    with contextlib.ExitStack() as stack:
+        found = processes.on_first(lambda: stack.enter_context(rundir.only_process(workdir)) or find())
         if found is not None:
             return found
         opened: Any = inputs or (opens or open_inputs)(chosen)
-        rundir.start(workdir, name, identity, opened.identity, dataclasses.asdict(execution))
+        _check_same(opened.identity)
+        processes.on_first(
+            lambda: rundir.start(workdir, name, identity, opened.identity, dataclasses.asdict(execution))
+        )
         started = time.monotonic()
         result = work(chosen, Path(workdir), opened)
         result = {"seconds": time.monotonic() - started, **result}
-        rundir.write_json(Path(workdir) / rundir.DONE, result)
+        processes.on_first(lambda: rundir.write_json(Path(workdir) / rundir.DONE, result))
         return result
+
+
+def _check_same(identity: Mapping[str, Any]) -> None:
+    """Refuse to run together with processes that have read other weights or images.
+
+    Raises:
+        ValueError: in the processes that differ from the first.
+    """
+    problems = plain.differences(plain.as_read(processes.on_first(lambda: identity)), plain.as_read(identity))
+    if problems:
+        raise ValueError(
+            f"process {jax.process_index()} has other inputs than process 0, which are named there and now; bring the "
+            "same files to all machines:\n  " + "\n  ".join(problems)
+        )

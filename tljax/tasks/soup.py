@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from tljax import plain, rundir
 from tljax.ablation.charts import curve_chart
@@ -22,6 +22,7 @@ from tljax.ablation.svg import span
 from tljax.data.pipeline import ordered_batches
 from tljax.data.sources import Source
 from tljax.data.splits import Split, load_split, save_split
+from tljax.devices import place
 from tljax.finetune.averages import greedy_soup, interpolate, uniform_soup
 from tljax.finetune.devices import make_eval_step, predict
 from tljax.paths import did_you_mean
@@ -30,7 +31,7 @@ from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
 from tljax.tasks.restore import restore
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
-from tljax.tasks.training import mesh
+from tljax.tasks.training import mesh_of
 from tljax.tasks.tuned import TUNED, load_original, read_tuned, write_tuned
 from tljax.weights import Pretrained
 
@@ -92,7 +93,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     check_choice(inputs.source, split.val)
     models = [restore(run) for run in soup.runs]
     _check_alike(soup.runs, models, inputs.source, split)
-    kitchen = _Kitchen(model=models[0], inputs=inputs, batch_size=soup.batch_size)
+    kitchen = _Kitchen(model=models[0], inputs=inputs, batch_size=soup.batch_size, mesh=mesh_of(config))
     original = load_original(Path(soup.runs[0]), config, inputs.num_classes)
     ingredients = [{**model.params, **model.stats} for model in models]
     if soup.kind == "path":
@@ -137,20 +138,20 @@ class _Kitchen:
     model: Pretrained
     inputs: Inputs
     batch_size: int
+    mesh: Mesh
 
     @functools.cached_property
     def eval_step(self) -> Callable[..., jax.Array]:
         """The prediction, compiled once for all candidates."""
         return make_eval_step(
-            self.model.net, self.model.preprocess, mesh(), probabilities=probabilities_for(self.inputs.source)
+            self.model.net, self.model.preprocess, self.mesh, probabilities=probabilities_for(self.inputs.source)
         )
 
     def predict(self, arrays: Arrays, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         net, preprocess = self.model.net, self.model.preprocess
-        params = {path: jnp.asarray(arrays[path]) for path in net.shapes}
-        stats = {path: jnp.asarray(arrays[path]) for path in net.stat_shapes}
+        params, stats = ({path: arrays[path] for path in paths} for paths in (net.shapes, net.stat_shapes))
         batches = ordered_batches(self.inputs.source, indices, preprocess, self.batch_size)
-        return predict(self.eval_step, params, stats, batches)
+        return predict(self.eval_step, *place((params, stats), self.mesh), batches, self.mesh)
 
     def score(self, arrays: Arrays, indices: np.ndarray) -> float:
         found, probabilities = self.predict(arrays, indices)

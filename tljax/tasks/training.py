@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
-from jax.sharding import NamedSharding, PartitionSpec
 
 from tljax import plain
 from tljax.data.splits import Split, hashed_seed
-from tljax.devices import make_mesh, replicate
+from tljax.devices import fetch, make_mesh, place
 from tljax.finetune.costs import step_batch, trace_step
 from tljax.finetune.devices import make_eval_step, make_train_step, predict
 from tljax.finetune.groups import partition_table
@@ -23,6 +22,7 @@ from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_
 from tljax.finetune.step import originals, train_body
 from tljax.paths import stage_of
 from tljax.tasks.evaluation import evaluate, probabilities_for
+from tljax.tasks.execution import execution_of
 from tljax.tasks.feed import Feed
 from tljax.tasks.plan import Plan
 from tljax.weights.adapt import adapt
@@ -36,7 +36,7 @@ class Result:
     """What a run ended with: all params and statistics, low-rank deltas still apart.
 
     Args:
-        trained: params that a phase has trained, averaged where an average is kept.
+        trained: params that a phase has trained, averaged where an average is kept; on the host.
         stats: all statistics, likewise.
     """
 
@@ -46,22 +46,17 @@ class Result:
     def params(self, plan: Plan) -> dict[str, Any]:
         """Return all params, the deltas added to their kernels."""
         rest = {path: value for path, value in plan.initial.items() if path not in self.trained}
-        return plan.forward.assemble(self.trained, rest)
+        return plan.forward.assemble(jax.tree.map(jnp.asarray, self.trained), rest)
 
 
-def mesh() -> jax.sharding.Mesh:
-    """Return the mesh of all devices."""
-    return make_mesh(jax.devices())
-
-
-def everywhere() -> NamedSharding:
-    """Return the sharding of arrays of which every device has a copy."""
-    return NamedSharding(mesh(), PartitionSpec())
+def mesh_of(config: Mapping[str, Any]) -> jax.sharding.Mesh:
+    """Return the mesh of all devices of all processes that `config.execution` wants."""
+    return make_mesh(jax.devices(), fsdp=execution_of(config).fsdp)
 
 
 def result_of(state: TrainState) -> Result:
-    """Take from a state what is tested and exported."""
-    trained, stats = averaged(state)
+    """Take from a state what is tested and exported; all processes must call it."""
+    trained, stats = fetch(averaged(state))
     return Result(trained=trained, stats=stats)
 
 
@@ -78,7 +73,7 @@ def _phase(plans: list[Plan], index: int, feed: LazyFeed, split: Split, seed: in
         num_steps=plan.num_steps,
         enter=functools.partial(_enter, plans, index),
         open_fixed=functools.partial(_open_fixed, plan),
-        train_step=make_train_step(step_body(plan), mesh()),
+        train_step=make_train_step(step_body(plan), mesh_of(plan.config)),
         batches=lambda step: feed().training(split.train, phase_seed, step),
         evaluate=_validation(plan, feed, split) if len(split.val) else None,
         frozen_hash=functools.partial(frozen_hash, plans[: index + 1]),
@@ -132,7 +127,7 @@ def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
     running = {path: value for path, value in plan.initial.items() if net.depth(stage_of(path)) >= first}
     fixed = {path: value for path, value in running.items() if path not in changed}
     original, stats = originals(plan.forward, state.trained, plan.penalties, plan.initial, plan.inputs.pretrained.stats)
-    return replicate(Fixed(params=fixed, original=original, original_stats=stats), mesh())
+    return place(Fixed(params=fixed, original=original, original_stats=stats), mesh_of(plan.config))
 
 
 def _validation(plan: Plan, feed: LazyFeed, split: Split) -> Any:
@@ -143,7 +138,7 @@ def _validation(plan: Plan, feed: LazyFeed, split: Split) -> Any:
     def validate(state: TrainState, fixed: Fixed) -> dict[str, float]:
         trained, stats = averaged(state)
         params = assemble(_of_running_stages(plan, trained), fixed.params)
-        indices, probabilities = predict(eval_step, params, stats, feed().ordered(split.val))
+        indices, probabilities = predict(eval_step, params, stats, feed().ordered(split.val), mesh_of(plan.config))
         metrics = evaluate(source, indices, probabilities)["metrics"]
         return {f"val_{name}": value for name, value in metrics.items()}
 
@@ -153,15 +148,16 @@ def _validation(plan: Plan, feed: LazyFeed, split: Split) -> Any:
 def evaluation_step(plan: Plan) -> Any:
     """Compile the prediction of probabilities from what the steps of a phase read."""
     return make_eval_step(
-        plan.forward.net, plan.inputs.pretrained.preprocess, mesh(), start=plan.start,
+        plan.forward.net, plan.inputs.pretrained.preprocess, mesh_of(plan.config), start=plan.start,
         compute_dtype=plan.forward.compute_dtype, probabilities=probabilities_for(plan.inputs.source),
     )  # fmt: skip
 
 
 def test_predictions(plan: Plan, result: Result, feed: Feed, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of images, and the probabilities that a result gives their classes."""
-    params = _of_running_stages(plan, result.params(plan))
-    return predict(evaluation_step(plan), params, result.stats, feed.ordered(indices))
+    mesh = mesh_of(plan.config)
+    params, stats = place((_of_running_stages(plan, result.params(plan)), result.stats), mesh)
+    return predict(evaluation_step(plan), params, stats, feed.ordered(indices), mesh)
 
 
 def _of_running_stages(plan: Plan, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,11 +190,10 @@ def resize_state(state: TrainState, before: Plan, after: Plan) -> TrainState:
 def frozen_hash(plans: list[Plan], state: TrainState, fixed: Fixed) -> str:
     """Hash the params and statistics that may not move in the last of these phases.
 
-    As the devices hold them; those of a stored prefix, which are on none, as the host does.
+    As the devices hold them; those of a stored prefix, which are on none, as the host does. All processes must call it.
     """
     plan = plans[-1]
     still = {path: stat for path, stat in state.stats.items() if not plan.forward.moves(path)}
     frozen = {path: value for path, value in plan.initial.items() if path not in state.trained}
     held = {**frozen, **fixed.params, **state.settled, **still}
-    # Of copies: an array keeps what it once gave to the host, and would give that again.
-    return plain.fingerprint({path: plain.fingerprint(np.array(jnp.array(value))) for path, value in held.items()})
+    return plain.fingerprint({path: plain.fingerprint(fetch(value)) for path, value in held.items()})
