@@ -20,11 +20,13 @@ from tljax.ablation.runs import (
     Find,
     Outcome,
     Run,
+    begin_log,
     describe_status,
     is_interrupted,
     prepare,
 )
 
+PROGRAM = (sys.executable, "-u", "-m", "tljax.cli")
 CHILD = Path(__file__).with_name("child.py")
 POLL_S = 0.1
 # What tells a process that it is one of several, started by another launcher around this one.
@@ -156,10 +158,11 @@ def _start_some(
 
 
 def _start(run: Run, gpus: Sequence[str]) -> subprocess.Popen:
-    command = [sys.executable, "-u", "-m", "tljax.cli", *prepare(run)]
+    command = [*PROGRAM, *prepare(run)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_CLUSTER_PREFIXES)}
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    begin_log(run.log())
     with open(run.log(), "ab") as file:
         # In a session of its own, so that Ctrl-C comes to the launcher alone, which passes it on as SIGTERM.
         process = subprocess.Popen(
@@ -193,8 +196,9 @@ def _judge(attempt: _Attempt, pool: LocalPool, find: Find) -> Outcome | None:
     if attempt.failures <= pool.retries:
         log.warning("%s: failed with %s, and starts again; log in %s", run.workdir, describe_status(code), run.log())
         return None
-    log.warning("%s: failed with %s, log in %s", run.workdir, describe_status(code), run.log())
-    return Outcome(run=run, state=FAILED, detail=describe_status(code), log=run.log())
+    detail = describe_status(code) if code else "ended without results, exit status 0"
+    log.warning("%s: failed with %s, log in %s", run.workdir, detail, run.log())
+    return Outcome(run=run, state=FAILED, detail=detail, log=run.log())
 
 
 @contextlib.contextmanager

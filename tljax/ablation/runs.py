@@ -3,6 +3,7 @@
 import os
 import pprint
 import signal
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ DONE, RUNNING, PENDING, FAILED, PREEMPTED = "done", "running", "pending", "faile
 STATES = (DONE, RUNNING, PENDING, PREEMPTED, FAILED)
 TAIL_LINES = 12
 _TAIL_BYTES = 20_000
+_HEADER = "== started at "
+# How the command line begins what it has to say of an error.
+_ERROR = "tljax: "
 
 _CONFIG_TEXT = '''"""What `tljax launch` runs in {workdir}:
 
@@ -161,16 +165,28 @@ def describe_status(status: int) -> str:
     return f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
 
 
+def begin_log(log: Path) -> None:
+    """Write the line that parts what a new start prints from what is in its log already."""
+    with open(log, "a") as file:
+        file.write(f"{_HEADER}{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
+
+
 def log_tail(log: Path) -> str:
-    """Return the last lines of a log; of a line that was overwritten again and again, as by a progress bar, the end."""
+    """Return what a log says of the end of the last start: its error where it has one, else its last lines.
+
+    Of a line that was overwritten again and again, as by a progress bar, there is the end alone.
+    """
     if not log.exists():
         return ""
     with open(log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
         text = file.read().decode(errors="replace")
+    text = text.rpartition(_HEADER)[2]
     lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
-    return "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])
+    lines = [line for line in lines if line.strip()]
+    errors = [index for index, line in enumerate(lines) if line.startswith(_ERROR)]
+    return "\n".join(lines[errors[-1] :][:TAIL_LINES] if errors else lines[-TAIL_LINES:])
 
 
 def name_of(run: Run, runs: Collection[Run]) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tljax import preemption
-from tljax.ablation.runs import ENDED, describe_status, log_file
+from tljax.ablation.runs import ENDED, begin_log, describe_status, log_file
 from tljax.ablation.slurm_queue import requeue, state_of
 from tljax.processes import REQUEUE, Preempted
 
+PROGRAM = "tljax.cli"
 # Beyond this SLURM has forgotten that it was to end a job.
 _PATIENCE_S = 600
 
@@ -41,7 +42,9 @@ def run_job(arguments: Sequence[str], folder: str, max_requeues: int) -> None:
         _end(folder, process, REQUEUE, f"interrupted {restarts} times, see max_requeues")
     # submitit logs this signal, which SLURM sends with SIGTERM; a handler that logs may interrupt one who does.
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
-    with _printing_to(log_file(folder, process)):
+    log = log_file(folder, process)
+    begin_log(log)
+    with _printing_to(log):
         status = _run(arguments)
     if status == 0:
         return
@@ -70,11 +73,11 @@ def _requeue(folder: str) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    """Do what `python -m tljax.cli` does; return its exit status."""
+    """Do what `python -m tljax.cli` does, in this process, which SLURM sends its signals to; return the exit status."""
     sys.argv = ["tljax", *arguments]
     try:
         with preemption.ending_at_once():
-            runpy.run_module("tljax.cli", run_name="__main__", alter_sys=True)
+            runpy.run_module(PROGRAM, run_name="__main__", alter_sys=True)
     except Preempted as early:
         # Before the task has begun.
         print(f"tljax: {early}", file=sys.stderr)
