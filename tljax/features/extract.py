@@ -161,8 +161,9 @@ def extract(
         arrays=arrays,
     ) as store:
         _fill(store, source, preprocess, run, Bank(views=views, augment=augment, seed=seed), mesh)
-    # Anew where other processes have written a part of it.
-    return open_store(directory, spec) if processes.are_several() else store
+    if processes.are_several():
+        store.look_again()
+    return store
 
 
 def _fill(

@@ -52,9 +52,8 @@ class FeatureStore:
             for name, row in meta["arrays"].items()
         }
         self._mapped = MappedFiles()
-        self._num_written = 0
-        found = {shard: self._problem(shard) for shard in range(self.num_shards)}
-        self._problems = {shard: problem for shard, problem in found.items() if problem is not None}
+        self.look_again()
+        self._num_missing = len(self._problems)
 
     @property
     def num_shards(self) -> int:
@@ -74,7 +73,12 @@ class FeatureStore:
     @property
     def share_reused(self) -> float:
         """Share of the shards that were there when the store was opened."""
-        return 1 - self._num_written / self.num_shards
+        return 1 - self._num_missing / self.num_shards
+
+    def look_again(self) -> None:
+        """See which shards are there, and whole, now that others may have written some."""
+        found = {shard: self._problem(shard) for shard in range(self.num_shards)}
+        self._problems = {shard: problem for shard, problem in found.items() if problem is not None}
 
     def missing_shards(self) -> list[int]:
         """List the shards that are not there or not whole, for the writer to make."""
@@ -156,7 +160,6 @@ class FeatureStore:
         for name in contents:
             self._mapped.replaced(self._file(name, shard))
         self._problems.pop(shard, None)
-        self._num_written += 1
 
     def verify(self) -> list[str]:
         """Read everything and return the names of the files that do not hold what was written.

@@ -1,5 +1,6 @@
 """Where the batches of a run come from: images, or the stored activations of the frozen prefix."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from tljax import plain
 from tljax.data.augment import Augment
 from tljax.data.pipeline import ordered_batches, training_batches
-from tljax.data.share import Share
+from tljax.data.share import WHOLE, Share
 from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
 from tljax.features.store import FeatureStore
 from tljax.finetune.step import Batch
@@ -43,6 +44,10 @@ class Feed:
     start: str | int
     store: FeatureStore | None
     share: Share
+
+    def alone(self) -> "Feed":
+        """Return the feed of a process that does something without the others, and reads whole batches."""
+        return dataclasses.replace(self, share=WHOLE)
 
     def training(self, indices: np.ndarray, seed: int, start_step: int) -> Iterator[Batch]:
         """Endless shuffled batches with random views, from a step on."""

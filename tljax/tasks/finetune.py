@@ -90,7 +90,7 @@ def _conclude(
 ) -> dict[str, float]:
     """Write what the run ended with; return its metrics."""
     save_tuned(workdir, plan, result)
-    moved = measure_drift(plan, result, feed, split.val[: plan.recipe.drift_images], workdir)
+    moved = measure_drift(plan, result, feed.alone(), split.val[: plan.recipe.drift_images], workdir)
     record = {
         "method": NAME,
         "features": f"from {plan.groups.train_from}",

@@ -84,7 +84,7 @@ def _kept(workdir: Path, inputs: Inputs) -> dict[str, float] | None:
 def _measure(plan: Plan, split: Split, num_batches: int) -> dict[str, float]:
     """Return the relative gradient norm of each stage, of the mean loss over a few training batches."""
     pretrained, net = plan.inputs.pretrained, plan.forward.net
-    feed = open_feed(dataclasses.replace(plan, forward=dataclasses.replace(plan.forward, start=0), bank=None))
+    feed = open_feed(dataclasses.replace(plan, forward=dataclasses.replace(plan.forward, start=0), bank=None)).alone()
 
     @jax.jit
     def grads_of(params: Any, batch: Any) -> Any:

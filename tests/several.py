@@ -1,0 +1,110 @@
+"""Start the processes of one run on this machine, each with devices of its own, and see how they end."""
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+DEVICES_EACH = 4
+# Beyond this they hang.
+TIMEOUT_S = 150
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a process ended."""
+
+    status: int
+    output: str
+
+
+class Processes:
+    """Processes that are running; a context manager, because none may be left behind."""
+
+    def __init__(self, commands: list[list[str]], folder: Path, devices_each: int = DEVICES_EACH):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices_each),
+            # Not those of the tests, which force a number of devices.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),  # pyright: ignore
+            "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+        }
+        self.logs = [folder / f"process_{number}.log" for number in range(len(commands))]
+        self.running = []
+        for command, log in zip(commands, self.logs, strict=True):
+            with open(log, "wb") as file:
+                self.running.append(
+                    subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=_ROOT)
+                )
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+    def signal(self, number: int, what: signal.Signals) -> None:
+        self.running[number].send_signal(what)
+
+    def join(self, timeout_s: float = TIMEOUT_S) -> list[Ended]:
+        """Wait for all; a process that is still there is an error."""
+        for process in self.running:
+            process.wait(timeout_s)
+        return [
+            Ended(status=process.returncode, output=log.read_text(errors="replace"))
+            for process, log in zip(self.running, self.logs, strict=True)
+        ]
+
+
+_ROOT = Path(__file__).parent.parent
+
+
+def start_cli(arguments: list[str], folder: Path, num_processes: int, devices_each: int = DEVICES_EACH) -> Processes:
+    """Start one `tljax` command as several processes."""
+    command = [sys.executable, "-m", "tljax.cli", *arguments]
+    if num_processes > 1:
+        command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={num_processes}"]
+        commands = [[*command, f"--process_id={number}"] for number in range(num_processes)]
+    else:
+        commands = [command]
+    return Processes(commands, folder, devices_each)
+
+
+def start_job(job: str, arguments: list[str], folder: Path, num_processes: int) -> Processes:
+    """Start a function "module:name" of this folder in several processes, which have joined when it is called."""
+    address = f"127.0.0.1:{free_port()}"
+    return Processes(
+        [
+            [sys.executable, "-m", "tests.several", address, str(num_processes), str(number), job, *arguments]
+            for number in range(num_processes)
+        ],
+        folder,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def main(address: str, num_processes: str, process_id: str, job: str, *arguments: str) -> None:
+    from tljax import processes
+
+    processes.join(processes.Group(coordinator=address, num_processes=int(num_processes), process_id=int(process_id)))
+    module, name = job.split(":")
+    getattr(importlib.import_module(module), name)(*arguments)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
