@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 # Nothing here waits for so long.
 ALARM_S = 100
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests import stand_in
 from tests.small_runs import make_config, write_model, write_pictures
-from tests.stand_in import await_holds, events, expect_holds, starts, wait_until_free, write_plan
+from tests.stand_in import ROOT, await_holds, events, expect_holds, starts, wait_until_free, write_plan
 from tljax import cli, rundir
 from tljax.ablation import local_pool
 from tljax.ablation.launch import launch
@@ -21,7 +21,6 @@ from tljax.arguments import parse_config
 from tljax.launching import parse_seeds
 from tljax.tasks.launching import find_results, launch_tasks, runs_of_seeds
 
-ROOT = Path(__file__).parent.parent
 PROGRAM = (sys.executable, stand_in.__file__)
 # `tljax`, whose runs are stand-ins.
 LAUNCHER = f"""

@@ -8,4 +8,4 @@ from tests.small_runs import make_config
 
 
 def get_config(arg: str) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(make_config(Path(arg), finetune={"epochs": 4, "checkpoint_every": 2}))
+    return ml_collections.ConfigDict(make_config(Path(arg), finetune={"epochs": 100, "checkpoint_every": 50}))

@@ -4,7 +4,6 @@
 # Installs Debian's packages where they are missing, which takes root. Nothing in /etc or /run is touched.
 set -euo pipefail
 export PATH=/usr/sbin:$PATH
-port=${SLURM_TEST_PORT:-26817}
 
 if ! { command -v slurmctld && command -v slurmd && command -v squeue && command -v munged; } >/dev/null; then
   [ "$(id -u)" = 0 ] || { echo "no SLURM here, and installing it takes root: apt-get install slurm-wlm munge" >&2; exit 1; }
@@ -13,6 +12,13 @@ if ! { command -v slurmctld && command -v slurmd && command -v squeue && command
   timeout 300 apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
 fi
 [ "$(id -u)" = 0 ] || { echo "slurmd starts jobs as their users, which takes root" >&2; exit 1; }
+
+# Three in a row that nobody listens at.
+is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+port=0
+until [ $port != 0 ] && is_free $port && is_free $((port + 1)) && is_free $((port + 2)); do
+  port=$((20000 + RANDOM % 10000))
+done
 
 root=$(mktemp -d "${TMPDIR:-/tmp}/tljax-slurm.XXXXXX")
 chmod 755 "$root"
@@ -28,7 +34,8 @@ stop() { # pidfile, name
   local pid
   pid=$(is "$1" "$2") || return 0
   kill "$pid" 2>/dev/null || return 0
-  for _ in $(seq 40); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.25; done
+  # A process that nobody has asked for its end has no program any more.
+  for _ in $(seq 40); do [ -n "$(readlink "/proc/$pid/exe")" ] || return 0; sleep 0.25; done
   kill -9 "$pid" 2>/dev/null || true
 }
 
@@ -36,12 +43,12 @@ down() {
   local status=$?
   trap - EXIT INT TERM
   set +e
+  [ -z "${command_pid:-}" ] || kill "$command_pid" 2>/dev/null && wait "$command_pid"
   timeout 10 scancel --me 2>/dev/null
   for _ in $(seq 40); do [ -z "$(timeout 5 squeue --noheader 2>/dev/null)" ] && break; sleep 0.5; done
   for file in "$root"/run/slurmd.*.pid; do stop "$file" slurmd; done
   stop "$root/run/slurmctld.pid" slurmctld
   stop "$root/munge/pid" munged
-  [ "$status" = 0 ] || tail -n 20 "$root"/log/*.log >&2
   rm -rf "$root"
   exit "$status"
 }
@@ -103,5 +110,8 @@ for _ in $(seq 60); do
   [ "$count" = 2 ] && break
   sleep 0.5
 done
-[ "$count" = 2 ] || { echo "SLURM has not come up" >&2; exit 1; }
-"$@"
+[ "$count" = 2 ] || { tail -n 20 "$root"/log/*.log >&2; echo "SLURM has not come up" >&2; exit 1; }
+# In the background, as a trap waits for what is in the foreground.
+"$@" <&0 &
+command_pid=$!
+wait "$command_pid"
