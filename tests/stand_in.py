@@ -1,10 +1,11 @@
 """Stands in for `python -m tljax.cli`: does at each start of a run what a plan says, in a fraction of a second.
 
 `plan.json` beside the run directories has, for each of them by name, what to do start by start, the last for all later
-ones: "finish", "fail", "raise", "give way" (end as after SIGTERM), "hold" (say so, and wait for SIGTERM), or
-"meet NAME" (wait until another run meets it there, and finish).
+ones: "finish", "fail", "raise", "give way" (end as after SIGTERM), "hold" (say so, and wait for SIGTERM), "linger"
+(hold, and then finish), or "meet NAME" (wait until another run meets it there, and finish).
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -84,6 +85,8 @@ def main() -> None:
         _note(folder / "starts.txt", str(os.getpid()))
         _note(root / "events.txt", f"start {name}")
         print(f"{task} {name}: {what}", flush=True)
+        # Ctrl-C is for the launcher alone.
+        signal.signal(signal.SIGINT, lambda *_: _note(root / "events.txt", f"interrupt {name}"))
         try:
             _do(what, root, name, where)
         finally:
@@ -96,9 +99,11 @@ def main() -> None:
 def _do(what: str, root: Path, name: str, where: str) -> None:
     if what == "meet":
         _meet(root / where)
-    elif what == "hold":
+    elif what in ("hold", "linger"):
         (root / f"{name}.held").write_text("h")
-        signal.pause()
+        with contextlib.suppress(SystemExit) if what == "linger" else contextlib.nullcontext():
+            while True:
+                signal.pause()
     elif what == "raise":
         raise RuntimeError("something broke")
     elif what != "finish":

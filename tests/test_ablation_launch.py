@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests import stand_in
+from tests.cluster import tiny
 from tests.small_runs import make_config, write_model, write_pictures
 from tests.stand_in import ROOT, await_holds, events, expect_holds, starts, wait_until_free, write_plan
-from tljax import cli, rundir
+from tljax import cli, launching, rundir
 from tljax.ablation import local_pool
 from tljax.ablation.launch import launch
 from tljax.ablation.local_pool import LocalPool
@@ -61,7 +63,8 @@ def command(root, *flags, seeds="0,1"):
 
 def start_launcher(root, *flags):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", LAUNCHER, *command(root, *flags)], cwd=ROOT, env=environment)
+    call = [sys.executable, "-c", LAUNCHER, *command(root, *flags)]
+    return subprocess.Popen(call, cwd=ROOT, env=environment, start_new_session=True)
 
 
 def test_as_many_run_at_a_time_as_the_pool_has_room_for(tmp_path, stand_ins):
@@ -128,16 +131,19 @@ def test_a_launcher_that_is_told_to_end_lets_its_runs_save(tmp_path, number, sta
     holds = expect_holds(tmp_path, ["seed_0", "seed_1"])
     launcher = start_launcher(tmp_path, "--max_parallel=2")
     await_holds(holds)
-    launcher.send_signal(number)
+    # As a terminal does with Ctrl-C.
+    os.killpg(launcher.pid, number)
     assert launcher.wait(stand_in.ALARM_S) == status
     assert sorted(events(tmp_path)[2:]) == [["end", "seed_0"], ["end", "seed_1"]]
     assert not any(rundir.is_in_use(tmp_path / name) for name in ("seed_0", "seed_1"))
 
 
-def test_a_run_that_another_process_works_on_is_waited_for(tmp_path):
-    write_plan(tmp_path, seed_0="hold, finish", seed_1="hold, finish")
+@pytest.mark.parametrize(("plan", "status", "num_starts"), [("hold, finish", 85, 2), ("linger, fail", 0, 1)])
+def test_a_run_that_another_process_works_on_is_waited_for(tmp_path, plan, status, num_starts):
+    write_plan(tmp_path, seed_0=plan, seed_1="hold, finish")
     holds = expect_holds(tmp_path, ["seed_0", "seed_1"])
-    other = subprocess.Popen([*PROGRAM, *prepare(runs_in(tmp_path, ["seed_0"])[0])])
+    run = Run(task="finetune", config=make_config(tmp_path, finetune=tiny.FINETUNE), workdir=tmp_path / "seed_0")
+    other = subprocess.Popen([*PROGRAM, *prepare(run)])
     await_holds({"seed_0": holds.pop("seed_0")})
     launcher = start_launcher(tmp_path)
     await_holds(holds)
@@ -145,9 +151,9 @@ def test_a_run_that_another_process_works_on_is_waited_for(tmp_path):
     assert starts(tmp_path / "seed_0") == [other.pid]
     for pid in (other.pid, *starts(tmp_path / "seed_1")):
         os.kill(pid, signal.SIGTERM)
-    assert other.wait(stand_in.ALARM_S) == 85
+    assert other.wait(stand_in.ALARM_S) == status
     assert launcher.wait(stand_in.ALARM_S) == 0
-    assert [len(starts(tmp_path / name)) for name in ("seed_0", "seed_1")] == [2, 2]
+    assert [len(starts(tmp_path / name)) for name in ("seed_0", "seed_1")] == [num_starts, 2]
 
 
 def test_a_second_launcher_is_kept_out(tmp_path, stand_ins):
@@ -273,6 +279,20 @@ def test_launch_explains_itself_and_every_flag(capsys):
     text = capsys.readouterr().out
     for field in (*dataclasses.fields(LocalPool), *dataclasses.fields(Slurm)):
         assert f"--{field.name}" in text
+
+
+def test_the_commands_of_the_document_are_understood(tmp_path, monkeypatch):
+    calls = re.findall(r"`(tljax launch [^`]*--on=[^`]*)`", (ROOT / "docs" / "cluster.md").read_text())
+    assert len(calls) == 2
+    launched = []
+    monkeypatch.setattr(launching, "launch_tasks", lambda runs, where, wait: launched.append((runs, where)) or [])
+    monkeypatch.setattr(launching, "table", lambda outcomes: "")
+    monkeypatch.chdir(ROOT)
+    for call in calls:
+        config = f"--config=tests/cluster/tiny.py:{tmp_path}"
+        assert cli.main(call.replace("--config=FILE", config).split()[1:]) == 0
+    assert [len(runs) for runs, _ in launched] == [8, 8]
+    assert [where for _, where in launched] == [LocalPool(max_parallel=4), Slurm(timeout_min=240, gpus_per_task=1)]
 
 
 def test_the_command_runs_seeds_and_says_how_each_ended(tmp_path, capsys, monkeypatch):

@@ -1,10 +1,10 @@
 """How far runs are that SLURM has, told from their directories and the queue alone."""
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic, sleep
 
 from tljax import rundir
 from tljax.ablation.runs import (
@@ -70,7 +70,7 @@ def follow(
         OSError: SLURM does not answer.
     """
     followed = [_Followed(run=run) for run in runs]
-    deadline = time.monotonic() + 60 * patience.wait_min
+    deadline = monotonic() + 60 * patience.wait_min
     said = ""
     while True:
         # Before the directories: what has left the queue by now has left its results before.
@@ -91,9 +91,9 @@ def follow(
         if text != said:
             log.info("%s", text)
             said = text
-        if all(is_over for _, is_over in looks) or time.monotonic() >= deadline:
+        if all(is_over for _, is_over in looks) or monotonic() >= deadline:
             return [outcome for outcome, _ in looks]
-        time.sleep(patience.poll_s)
+        sleep(patience.poll_s)
 
 
 def queued(run: Run, queue: Queue) -> Queued | None:

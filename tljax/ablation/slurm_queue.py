@@ -3,8 +3,8 @@
 import logging
 import os
 import subprocess
-import time
 from dataclasses import dataclass
+from time import monotonic, sleep
 
 # With its controller down, a command of SLURM waits for minutes.
 _TIMEOUT_S = 60
@@ -58,15 +58,15 @@ def read_queue_patiently() -> dict[tuple[str, int], Queued]:
     Raises:
         OSError: it has not answered for a long time.
     """
-    deadline = time.monotonic() + _LOST_S
+    deadline = monotonic() + _LOST_S
     while True:
         try:
             return read_queue()
         except OSError as error:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise
             log.warning("%s; asking again", error)
-            time.sleep(_RETRY_S)
+            sleep(_RETRY_S)
 
 
 def state_of(job_id: str) -> str:
