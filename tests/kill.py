@@ -20,7 +20,7 @@ import numpy as np
 TIMEOUT_S = 120
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["jax", "flax.nnx", "optax", "grain", "orbax.checkpoint", "tljax.features", "pytest"])
+_context.set_forkserver_preload(["jax", "flax.nnx", "optax", "orbax.checkpoint", "tljax.features", "pytest"])
 
 
 def finish(job: Callable[..., None], *arguments: Any) -> float:

@@ -26,11 +26,11 @@ NETS = {
 
 
 @functools.cache
-def job_of(name: str) -> Job:
-    """Everything that draws is on, and all stages but the first are trained."""
+def job_of(name: str, freeze: str | int = 1) -> Job:
+    """Everything that draws is on; without more words all stages but the first are trained."""
     net, size = NETS[name]
     job = make_job(
-        net, size, freeze=1, seed=3, average_decay=0.9, mix=Mix(mixup_alpha=0.5, cutmix_alpha=1.0),
+        net, size, freeze=freeze, seed=3, average_decay=0.9, mix=Mix(mixup_alpha=0.5, cutmix_alpha=1.0),
         forward={"regularise": Regularise(dropout=0.2, stochastic_depth=0.0 if name == "resnet" else 0.3)},
     )  # fmt: skip
     # Adam would divide gradients that are rounding alone by themselves.

@@ -1,11 +1,14 @@
 """Start the processes of one run on this machine, each with devices of its own, and see how they end."""
 
+import contextlib
 import importlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +59,16 @@ class Processes:
     def signal(self, number: int, what: signal.Signals) -> None:
         self.running[number].send_signal(what)
 
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until something holds while all processes run."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            for process, log in zip(self.running, self.logs, strict=True):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.02)
+                    raise AssertionError(f"ended before its time: {log.read_text(errors='replace')}")
+
     def join(self, timeout_s: float = TIMEOUT_S) -> list[Ended]:
         """Wait for all; a process that is still there is an error."""
         for process in self.running:
@@ -69,14 +82,38 @@ class Processes:
 _ROOT = Path(__file__).parent.parent
 
 
-def start_cli(arguments: list[str], folder: Path, num_processes: int, devices_each: int = DEVICES_EACH) -> Processes:
-    """Start one `tljax` command as several processes."""
+def start_cli(
+    arguments: list[str],
+    folder: Path,
+    num_processes: int,
+    devices_each: int = DEVICES_EACH,
+    *,
+    limits: Mapping[int, str] | None = None,
+) -> Processes:
+    """Start one `tljax` command as several processes.
+
+    Args:
+        arguments: of the command.
+        folder: for their logs.
+        num_processes: how many.
+        devices_each: of each process.
+        limits: by number of the process, arguments of `ulimit` that it runs under.
+    """
     command = [sys.executable, "-m", "tljax.cli", *arguments]
     if num_processes > 1:
         command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={num_processes}"]
         commands = [[*command, f"--process_id={number}"] for number in range(num_processes)]
     else:
         commands = [command]
+    for number, limit in (limits or {}).items():
+        # Through a pipe: the log is a file too.
+        commands[number] = [
+            "bash",
+            "-c",
+            f'set -o pipefail; (ulimit {limit}; exec "$@") 2>&1 | cat',
+            "bash",
+            *commands[number],
+        ]
     return Processes(commands, folder, devices_each)
 
 

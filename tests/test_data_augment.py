@@ -8,17 +8,15 @@ import pytest
 from PIL import Image
 
 from tljax.data.augment import (
-    OPERATIONS,
-    SIGNED,
     VIEWS,
     Augment,
+    Shrink,
     augment_image,
-    change_trivially,
     dihedral,
     draw_crop,
-    draw_operation,
     erase_box,
 )
+from tljax.data.trivial_augment import OPERATIONS, SIGNED, change_trivially, draw_operation
 from tljax.preprocess import Preprocess
 
 # Pixel (r, c) holds its own number, so an array is a record of where each pixel went.
@@ -130,6 +128,31 @@ def test_a_crop_is_resized_by_the_model_s_interpolation():
     box = (left, top, left + width, top + height)
     wanted = Image.fromarray(PHOTO).resize((20, 16), Image.Resampling.BICUBIC, box=box)
     np.testing.assert_array_equal(smooth, np.asarray(wanted))
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [((30, 40), (18, 24)), ((41, 33), (22, 18)), ((18, 90), (18, 90))])
+def test_large_images_are_shrunk_to_their_short_side_once(shape, wanted):
+    photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    shrink = Shrink(short_side=18, interpolation="bilinear")
+    small = shrink(photo)
+    assert small.shape[:2] == wanted
+    resized = Image.fromarray(photo).resize(wanted[::-1], Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(small, np.asarray(resized))
+    assert shrink(small) is small
+
+
+def test_crops_are_taken_from_the_smaller_image():
+    preprocess = Preprocess(size=16, interpolation="bilinear")
+    small = Shrink(short_side=18, interpolation="bilinear")(PHOTO)
+    assert small.shape != PHOTO.shape
+    wanted = augment_image(small, np.random.default_rng(3), Augment(crop_scale=(0.1, 0.6)), preprocess, view=1)
+    got = augmented(preprocess, seed=3, view=1, crop_scale=(0.1, 0.6), short_side=18)
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_names_of_what_is_stored_outlive_a_setting_that_came_later():
+    assert "short_side" not in Augment(crop_scale=(0.1, 0.6)).describe()
+    assert Augment(crop_scale=(0.1, 0.6), short_side=18).describe()["short_side"] == 18
 
 
 def test_models_of_grey_and_swapped_channels_see_the_same_crop():
@@ -285,6 +308,8 @@ def test_augmentation_out_of_range_is_named():
         ValueError, match=r"views is 9, .*; crop_scale is \(0\.5, 0\.2\), .*; erasing_probability is 2\.0"
     ):
         Augment(views=9, crop_scale=(0.5, 0.2), erasing_probability=2.0)
+    with pytest.raises(ValueError, match="short_side is 256, wanted pixels above 0, and a crop_scale"):
+        Augment(short_side=256)
     with pytest.raises(ValueError, match=r"no operation 'rotat' \(did you mean 'rotate'\?\)"):
         change_trivially(PHOTO, "rotat", 1, 1)
     with pytest.raises(ValueError, match="need a Preprocess, got function"):

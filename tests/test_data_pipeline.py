@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.noted import noted
 from tljax.data.augment import Augment, dihedral
 from tljax.data.decode import decode_image
 from tljax.data.pipeline import ordered_batches, training_batches
@@ -127,6 +128,13 @@ def test_augmented_images_differ_each_time_and_keep_their_labels(source):
     assert len({image.tobytes() for batch in batches for image in batch["image"]}) > 45
 
 
+def test_an_image_is_changed_anew_each_time_it_comes(source):
+    batches = take(source, 14, augment=Augment(crop_scale=(0.2, 1.0), erasing_probability=1.0))
+    images, index = (np.concatenate([batch[key] for batch in batches]) for key in ("image", "index"))
+    for position in INDICES:
+        assert len({image.tobytes() for image in images[index == position]}) == 8
+
+
 def test_images_need_not_be_square(source):
     preprocess = Preprocess(size=(6, 8))
     augment = Augment(views=4, crop_scale=(0.5, 1.0), trivial_augment=True)
@@ -144,24 +152,6 @@ def test_resumed_stream_is_the_tail_of_the_whole(source, start_step, options):
 def test_stream_is_the_same_with_worker_processes(source, options):
     alone = take(source, 5, start_step=2, **options)
     assert_same(alone, take(source, 5, start_step=2, num_workers=2, **options))
-
-
-class Noted:
-    """A source that notes what is read of it."""
-
-    def __init__(self, source):
-        self._source = source
-        self.read = []
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
-
-    def __len__(self):
-        return len(self._source)
-
-    def __getitem__(self, index):
-        self.read.append(int(index))
-        return self._source[index]
 
 
 def together(parts):
@@ -187,12 +177,12 @@ def test_shares_are_the_same_with_worker_processes(source):
 
 
 def test_a_process_reads_its_share_alone(source):
-    noted = Noted(source)
-    batches = take(noted, 2, share=Share(index=1, count=2))
+    watched = noted(source)
+    batches = take(watched, 2, share=Share(index=1, count=2))
     # Batches that follow are read ahead.
     wanted = np.concatenate([batch["index"][2:] for batch in take(source, 10)])
-    assert sorted(noted.read) == sorted(wanted[: len(noted.read)])
-    assert 4 <= len(noted.read) <= 2 * (len(batches) + 4)
+    assert sorted(watched.read) == sorted(wanted[: len(watched.read)])
+    assert 4 <= len(watched.read) <= 2 * (len(batches) + 4)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -1,5 +1,7 @@
+import contextlib
 import logging
 import resource
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -119,3 +121,13 @@ def test_the_first_error_is_the_one_that_is_told(tmp_path, caplog):
     with pytest.raises(FloatingPointError, match="loss is nan"), caplog.at_level(logging.ERROR, logger="tljax"):
         save_when_no_file_can_grow(tmp_path, [], large, then=FloatingPointError("loss is nan"))
     assert "cannot save a checkpoint" in caplog.text
+
+
+def test_a_checkpoint_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1])
+    wanted = sum(leaf.nbytes for leaf in jax.tree.leaves(state_of(0)))
+    for free, fits in ((wanted - 1, False), (wanted, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        with contextlib.nullcontext() if fits else pytest.raises(OSError, match=r"No space|GB left.*step 1 is whole"):
+            save_steps(tmp_path, [2])
+        assert folders(tmp_path) == (["1", "2"] if fits else ["1"])

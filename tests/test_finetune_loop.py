@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import signal
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from tests.toy import toy_conv
 from tljax import rundir
 from tljax.finetune.devices import make_train_step
 from tljax.finetune.loop import fit, load_best
+from tljax.processes import Preempted
 
 NUM_STEPS = 6
 JOB = make_job(toy_conv(), 8, freeze="layer_1")
@@ -86,6 +89,38 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path, whole, kills):
             train(tmp_path, killed_at(step_number))
     assert_same_bits(train(tmp_path), whole[0])
     assert (tmp_path / "metrics.jsonl").read_text() == whole[1]
+
+
+@pytest.mark.parametrize("told_at", [(1,), (2,), (5,), (0, 1, 3)])
+def test_told_to_end_it_saves_the_step_and_goes_on_to_the_same_bits(tmp_path, whole, told_at):
+    """Also where a checkpoint is due anyway, and at the last step."""
+
+    def telling(step_number):
+        def step(state, fixed, batch):
+            if int(state.step) == step_number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return STEP(state, fixed, batch)
+
+        return step
+
+    before = signal.getsignal(signal.SIGTERM)
+    for step_number in told_at:
+        with pytest.raises(Preempted, match=rf"step {step_number + 1} is saved in"):
+            train(tmp_path, telling(step_number))
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert (tmp_path / "checkpoints" / str(step_number + 1)).exists()
+    assert_same_bits(train(tmp_path), whole[0])
+    assert (tmp_path / "metrics.jsonl").read_text() == whole[1]
+
+
+def test_told_twice_it_does_not_wait_for_the_step(tmp_path):
+    def step(state, fixed, batch):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("still here")
+
+    with pytest.raises(Preempted, match="run the same command again"):
+        train(tmp_path, step)
 
 
 def test_a_finished_run_takes_no_step(tmp_path, whole):

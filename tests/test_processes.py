@@ -1,6 +1,8 @@
 """Several processes on one machine: the same numbers, and an end together, however one of them ends."""
 
 import json
+import re
+import signal
 
 import jax
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from tests.same_numbers import assert_same_numbers, train_on_mesh
 from tests.several import start_cli, start_job
 from tests.small_runs import make_config, metrics_of, write_model, write_pictures
+from tljax import processes
+from tljax.cli import main
 
 
 def test_two_processes_of_four_devices_give_the_numbers_of_one(tmp_path):
@@ -87,3 +91,121 @@ def test_a_run_by_two_processes_is_that_of_one(root, tmp_path, cache):
     evaluations = [json.loads((tmp_path / name / "evaluations.json").read_text())[0] for name in ("two", "one")]
     assert evaluations[0]["n_test"] == evaluations[1]["n_test"] == 24
     assert np.sum(evaluations[0]["confusion"]) == 24
+
+
+# Long enough to be hit in the middle, and so slow to learn that rounding stays rounding.
+LONG = {
+    "finetune": {"epochs": 20, "checkpoint_every": 7, "evaluate_every": 1000, "drift_images": 0, "batch_size": 8},
+    "schedule": {"learning_rate": 0.01},
+}
+NUM_STEPS = 80
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root):
+    finish(root, root / "undisturbed", 1, 4, **LONG)
+    return root / "undisturbed"
+
+
+def steps_taken(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def start_long(root, workdir):
+    return start_cli(arguments(root, workdir, **LONG), workdir.parent, 2, 2)
+
+
+def test_sigterm_to_one_process_saves_at_one_step_and_another_number_of_devices_goes_on(root, tmp_path, undisturbed):
+    workdir = tmp_path / "run"
+    with start_long(root, workdir) as running:
+        running.wait_until(lambda: steps_taken(workdir) > 20)
+        running.signal(1, signal.SIGTERM)
+        ended = running.join()
+    assert [process.status for process in ended] == [processes.REQUEUE] * 2, ended
+    saved = [re.search(r"told to end by SIGTERM; step (\d+) is saved", process.output) for process in ended]
+    steps = {int(found[1]) for found in saved if found}
+    assert len(steps) == 1
+    assert 20 < steps.pop() < NUM_STEPS
+    assert not (workdir / "done.json").exists()
+    assert steps_taken(workdir) == max(int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*"))
+    # As an alone process with other devices.
+    finish(root, workdir, 1, 8, **LONG)
+    assert_same_run(workdir, undisturbed)
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["the coordinator", "the other"])
+def test_a_killed_process_ends_the_other_within_a_minute_and_loses_no_checkpoint(root, tmp_path, undisturbed, victim):
+    workdir = tmp_path / "run"
+    with start_long(root, workdir) as running:
+        running.wait_until(lambda: steps_taken(workdir) > 20)
+        running.signal(victim, signal.SIGKILL)
+        ended = running.join(timeout_s=60)
+    assert ended[victim].status == -signal.SIGKILL
+    other = ended[1 - victim]
+    assert other.status != 0
+    # JAX, which aborts a process that has lost process 0, may be the first to say so.
+    messages = (
+        "lost the other processes",
+        "has died: see its log",
+        "This most likely indicates that another task died",
+    )
+    assert any(message in other.output for message in messages), other
+    finish(root, workdir, 2, 2, **LONG)
+    assert_same_run(workdir, undisturbed)
+
+
+def test_an_image_that_one_process_cannot_read_ends_both_and_is_named(tmp_path):
+    write_pictures(tmp_path / "pictures")
+    write_model(tmp_path / "vit")
+    (tmp_path / "config.py").write_text(CONFIG_FILE)
+    for path in (tmp_path / "pictures" / "light").glob("3*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    with start_cli(arguments(tmp_path, tmp_path / "run"), tmp_path, 2, 2) as running:
+        ended = running.join()
+    assert [process.status for process in ended] == [processes.FAILED] * 2, ended
+    assert all(re.search(r"light/3\d.png", process.output) for process in ended), ended
+
+
+def test_a_full_disk_of_one_process_ends_both_and_is_named(root, tmp_path):
+    """A limit on the size of files stands in for the disk: the first checkpoint is larger."""
+    workdir = tmp_path / "run"
+    call = arguments(root, workdir, **LONG, execution={"save_timeout_s": 5})
+    with start_cli(call, workdir.parent, 2, 2, limits={0: "-f 16"}) as running:
+        ended = running.join()
+    assert processes.FAILED in [process.status for process in ended], ended
+    assert all(process.status for process in ended)
+    assert any("cannot save a checkpoint" in process.output for process in ended), ended
+
+
+def test_a_task_for_one_process_says_so(root, tmp_path):
+    with start_cli(arguments(root, tmp_path / "run", task="lr_find"), tmp_path, 2, 1) as running:
+        ended = running.join()
+    assert [process.status for process in ended] == [processes.FAILED] * 2
+    assert "tljax lr_find runs in one process, and this is one of 2" in ended[0].output
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 1),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, 1),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]", "SLURM_PROCID": "0"}, 4),
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3", "OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        ({"TPU_WORKER_HOSTNAMES": "a,b,c"}, 3),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, 1),
+    ],
+)
+def test_processes_are_found_as_clusters_start_them(environment, count):
+    assert processes.found_processes(environment) == count
+
+
+def test_flags_that_name_no_group_are_refused(root, tmp_path, capsys):
+    call = arguments(root, tmp_path / "run")
+    for flags, message in (
+        (["--num_processes=2"], "--coordinator and --process_id missing"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "is 'here', wanted HOST:PORT"),
+        (["--coordinator=here:1", "--num_processes=2", "--process_id=2"], "process_id is 2 of 2 processes"),
+    ):
+        assert main([*call, *flags]) == processes.FAILED
+        assert message in capsys.readouterr().err

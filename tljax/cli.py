@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,17 +85,18 @@ def _run_task(name: str, arguments: list[str]) -> int:
     except processes.Preempted as error:
         return _fail(str(error), processes.REQUEUE)
     except (flags.Error, ValueError, OSError, ImportError, FloatingPointError) as error:
-        processes.leave(str(error), processes.FAILED)
         if show_traceback:
-            raise
-        return _fail(str(error))
+            traceback.print_exc()
+        status = _fail(str(error))
+        processes.leave(str(error), status)
+        return status
     except JaxRuntimeError as error:
         if not processes.are_several():
             raise
         message = f"lost the other processes: {str(error).splitlines()[0]}; one of them has ended, see their logs"
-        _fail(message)
-        processes.leave(message, processes.FAILED)
-        raise
+        status = _fail(message)
+        processes.leave(message, status)
+        return status
     if processes.is_first():
         _show(result, options.workdir)
     return 0

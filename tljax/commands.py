@@ -1,4 +1,4 @@
-"""Commands that are no runs: they have no config, and write nothing but what they are told to."""
+"""Commands that are no runs: they write nothing but what they are told to."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from tljax.arguments import make_flags
+from tljax.bench import bench
 from tljax.features.describe import describe_store
 from tljax.features.export import export_store
 from tljax.features.store import open_store
@@ -98,6 +99,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
     "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),
     "features": (features, "say what a feature store holds, compare it with its checksums, write it as npy"),
+    "bench": (bench, "measure the input of a config, or the training step, on this machine"),
     "export": (export, "write a fine-tuned run for transformers, timm, torchvision or as npz"),
 }
 

@@ -61,12 +61,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
     Always a copy: a step donates its state, which would otherwise delete the caller's arrays.
     """
-    return jax.tree.map(lambda leaf: _copy(leaf, replicated(mesh)), tree)
+    return jax.tree.map(lambda leaf: place_as(leaf, replicated(mesh)), tree)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
     """Copy a tree of params, or of what belongs to them, to the devices as `sharding_of` says; always a copy."""
-    return jax.tree.map(lambda leaf: _copy(leaf, sharding_of(leaf.shape, mesh)), tree)
+    return jax.tree.map(lambda leaf: place_as(leaf, sharding_of(leaf.shape, mesh)), tree)
 
 
 def shapes_on(tree: Any, mesh: Mesh) -> Any:
@@ -114,7 +114,8 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(_fetch, tree)
 
 
-def _copy(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def place_as(leaf: Any, sharding: Any) -> jax.Array:
+    """Copy an array to the devices of a sharding, which may belong to several processes."""
     if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
         # device_put shares the array of a device that holds it already, `may_alias=False` or not.
         return jax.device_put(jnp.array(leaf, copy=True), sharding)

@@ -91,6 +91,8 @@ class Preprocess:
                 f"the image has {image.shape[2]} channels and the model takes {channels}: RGB images can be prepared "
                 "for 3 channels or for 1; prepare others yourself, and give the net floats"
             )
+        if self.resize is None and image.shape == self.shape and self.channel_order == "rgb":
+            return image  # as Pillow does, which copies it
         picture = Image.fromarray(image)
         method = INTERPOLATIONS[self.interpolation]
         if channels == 1:

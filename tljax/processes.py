@@ -4,6 +4,8 @@ JAX's distributed runtime connects them. Where one ends, the others would wait f
 missing heartbeat shows it to JAX, which aborts them. Here each process also says why it ends, and watches the others.
 """
 
+import contextlib
+import itertools
 import json
 import logging
 import os
@@ -164,7 +166,10 @@ def leave(message: str, status: int) -> None:
     """
     if not are_several():
         return
-    _client().key_value_set(f"{_STOPPED}{jax.process_index()}", json.dumps([status, message]), allow_overwrite=True)
+    # Process 0, which would hand it on, may be what is gone.
+    with contextlib.suppress(RuntimeError):
+        text = json.dumps([status, message])
+        _client().key_value_set(f"{_STOPPED}{jax.process_index()}", text, allow_overwrite=True)
     if is_first():
         # It holds what the others read the message from.
         time.sleep(3 * BEAT_S)
@@ -189,31 +194,31 @@ def _client() -> Any:
 
 
 def _watch() -> None:
-    """Say that this process is alive, and end it when another has ended or is silent."""
+    """Say that this process is alive, and end it when another has ended or is silent.
+
+    The first listens to all, the others to the first, so that a thousand of them do not all ask for a thousand beats.
+    """
     client, me = _client(), jax.process_index()
+    listened = _ALIVE if me == 0 else f"{_ALIVE}0/"
     heard: dict[str, tuple[str, float]] = {}
-    count = 0
-    while True:
-        count += 1
+    for count in itertools.count():
         try:
-            client.key_value_set(f"{_ALIVE}{me}", str(count), allow_overwrite=True)
-            stopped, alive = client.key_value_dir_get(_STOPPED), dict(client.key_value_dir_get(_ALIVE))
+            client.key_value_set(f"{_ALIVE}{me}/beat", str(count), allow_overwrite=True)
+            stopped, alive = client.key_value_dir_get(_STOPPED), client.key_value_dir_get(listened)
         except RuntimeError:
             # Process 0 is gone or going. At the end of a run that is as it should be; in the middle JAX ends this one.
             return
         now = time.monotonic()
-        for name, beat in alive.items():
-            if name not in heard or heard[name][0] != beat:
-                heard[name] = (beat, now)
+        heard |= {name: (beat, now) for name, beat in alive if name not in heard or heard[name][0] != beat}
         _end_with(stopped, me)
-        silent = sorted(name for name, (_, since) in heard.items() if now - since > SILENCE_S)
+        silent = sorted(int(name.split("/")[-2]) for name, (_, since) in heard.items() if now - since > SILENCE_S)
         if silent:
-            number = silent[0].rpartition("/")[2]
-            _say(
-                f"process {number} has not been heard of for {SILENCE_S:.0f} s, so it has died: see its log. This one "
-                "ends too; run the same command again, and it goes on from the latest checkpoint"
+            message = (
+                f"process {silent[0]} has not been heard of for {SILENCE_S:.0f} s, so it has died: see its log. Run "
+                "the same command again, and it goes on from the latest checkpoint"
             )
-            _exit(FAILED)
+            _say(message)
+            leave(message, FAILED)
         time.sleep(BEAT_S)
 
 

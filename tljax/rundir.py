@@ -26,6 +26,8 @@ INPUTS = "inputs.json"
 LAUNCH = "launch"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
+# What depends on the machine and its load, apart from the metrics, which do not.
+TIMING = "timing.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,10 @@ def keep_metrics_before(path: str | os.PathLike, step: int) -> None:
 
 def environment() -> dict[str, Any]:
     """Describe what a result depends on beside the config: versions, devices, git state, processor."""
-    packages = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
+    packages = (
+        "tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "simplejpeg",
+        "tensorflow-datasets",
+    )  # fmt: skip
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -146,12 +151,22 @@ def _version(package: str) -> str:
 
 def _git_state() -> str:
     """Commit of the source tree, with `-dirty` when it has changes; `unknown` outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = _git("describe", "--always", "--abbrev=12")
+    # Not `describe --dirty`: it locks the index, and a process that is killed would leave the lock behind.
+    changes = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    if not commit or changes is None:
+        return "unknown"
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says of the source tree; None where it fails."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return result.stdout.strip() or "unknown"
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 @contextlib.contextmanager

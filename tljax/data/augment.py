@@ -4,12 +4,13 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
-from tljax.paths import did_you_mean
+from tljax.data.trivial_augment import change_trivially, draw_operation
 from tljax.preprocess import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Preprocess
 
 VIEWS = 8
@@ -22,21 +23,6 @@ CROP_ATTEMPTS = 10
 # torchvision's RandomErasing; Zhong et al. erase up to 0.4 of the area.
 ERASED_SHARE = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
-# torchvision's TrivialAugmentWide: the operations in its order, and the change at full strength of those that have a
-# sign. Translations are in pixels, rotations in degrees.
-STRENGTHS = 31
-SIGNED = {
-    "shear_x": 0.99,
-    "shear_y": 0.99,
-    "translate_x": 32.0,
-    "translate_y": 32.0,
-    "rotate": 135.0,
-    "brightness": 0.99,
-    "color": 0.99,
-    "contrast": 0.99,
-    "sharpness": 0.99,
-}
-OPERATIONS = ("identity", *SIGNED, "posterize", "solarize", "auto_contrast", "equalize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +38,8 @@ class Augment:
         trivial_augment: one operation of 14, at one of 31 strengths (Mueller and Hutter 2021, arXiv:2103.10158, with
             the ranges of torchvision's TrivialAugmentWide).
         erasing_probability: of filling a box with random bytes (Zhong et al. 2017, arXiv:1708.04896).
+        short_side: of larger images, in pixels, which are first resized to it: random crops are then cheaper, and so
+            is an image cache, which keeps them so. Needs `crop_scale`; None crops from images as they are.
 
     Raises:
         ValueError: a number is out of range.
@@ -61,6 +49,7 @@ class Augment:
     crop_scale: tuple[float, float] | None = None
     trivial_augment: bool = False
     erasing_probability: float = 0.0
+    short_side: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -70,8 +59,42 @@ class Augment:
             problems.append(f"crop_scale is {self.crop_scale}, wanted 0 < least <= greatest <= 1")
         if not 0.0 <= self.erasing_probability <= 1.0:
             problems.append(f"erasing_probability is {self.erasing_probability}, wanted 0 to 1")
+        if self.short_side is not None and (self.short_side < 1 or self.crop_scale is None):
+            problems.append(f"short_side is {self.short_side}, wanted pixels above 0, and a crop_scale")
         if problems:
             raise ValueError("; ".join(problems))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as plain values, for the names of what is stored."""
+        values = dataclasses.asdict(self)
+        # It came later, and changes nothing where it is not set.
+        return {name: value for name, value in values.items() if name != "short_side" or value is not None}
+
+    @property
+    def needs_decoded(self) -> bool:
+        """Whether the model's preprocessing comes after random changes, which it would otherwise come before."""
+        return self.crop_scale is not None or self.trivial_augment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink:
+    """Resize images whose short side is longer than `short_side` to that; `interpolation` is one of Pillow's."""
+
+    short_side: int
+    interpolation: str
+
+    def __call__(self, image: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the image, or a smaller one; doing it twice is doing it once."""
+        height, width = image.shape[:2]
+        least = min(height, width)
+        if least <= self.short_side:
+            return image
+        wide, high = (max(self.short_side, round(side * self.short_side / least)) for side in (width, height))
+        return np.asarray(Image.fromarray(image).resize((wide, high), INTERPOLATIONS[self.interpolation]))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return dataclasses.asdict(self)
 
 
 def augment_image(
@@ -94,15 +117,31 @@ def augment_image(
     Raises:
         ValueError: crops or TrivialAugment are wanted and `preprocess` is another function; or as `dihedral`.
     """
-    if augment.crop_scale is None and not augment.trivial_augment:
-        pixels = dihedral(preprocess(image), view)
-    elif isinstance(preprocess, Preprocess):
-        pixels = _change_in_rgb(image, generator, augment, preprocess, view)
-    else:
+    if not augment.needs_decoded:
+        return augment_prepared(preprocess(image), generator, augment, view=view)
+    if not isinstance(preprocess, Preprocess):
         raise ValueError(f"crop_scale and trivial_augment need a Preprocess, got {type(preprocess).__name__}")
-    if generator.random() < augment.erasing_probability:
-        pixels = erase_box(pixels, generator)
-    return pixels
+    pixels = _change_in_rgb(image, generator, augment, preprocess, view)
+    return _erase(pixels, generator, augment)
+
+
+def augment_prepared(
+    pixels: UInt8[np.ndarray, "height width c"],
+    generator: np.random.Generator,
+    augment: Augment,
+    *,
+    view: int | np.integer,
+) -> UInt8[np.ndarray, "height width c"]:
+    """Change one image that is prepared for the model, where the changes do not need it as it was decoded.
+
+    The arguments are those of `augment_image`, and so is what it returns.
+    """
+    assert not augment.needs_decoded
+    return _erase(dihedral(pixels, view), generator, augment)
+
+
+def _erase(pixels: np.ndarray, generator: np.random.Generator, augment: Augment) -> np.ndarray:
+    return erase_box(pixels, generator) if generator.random() < augment.erasing_probability else pixels
 
 
 def _change_in_rgb(
@@ -113,6 +152,8 @@ def _change_in_rgb(
     if augment.crop_scale is None:
         pixels = in_rgb(image)
     else:
+        if augment.short_side is not None:
+            image = Shrink(short_side=augment.short_side, interpolation=preprocess.interpolation)(image)
         top, left, height, width = draw_crop(image.shape[0], image.shape[1], generator, augment.crop_scale)
         sides, method = (in_rgb.shape[1], in_rgb.shape[0]), INTERPOLATIONS[in_rgb.interpolation]
         # Pillow's filter looks over the edges of the box, which a crop before the resize would not.
@@ -164,58 +205,6 @@ def _draw_sides(
     return round(math.sqrt(box_area / box_ratio)), round(math.sqrt(box_area * box_ratio))
 
 
-def draw_operation(generator: np.random.Generator) -> tuple[str, int, int]:
-    """Draw what TrivialAugment does to an image: the operation, its strength in 0..30, and its sign."""
-    operation, strength, sign = generator.integers((len(OPERATIONS), STRENGTHS, 2)).tolist()
-    return OPERATIONS[operation], strength, 2 * sign - 1
-
-
-def change_trivially(
-    image: UInt8[np.ndarray, "h w 3"], operation: str, strength: int, sign: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Apply one of `OPERATIONS` to an RGB image; what moves in from outside is black.
-
-    Args:
-        image: the image.
-        operation: its name.
-        strength: 0 (least) to 30.
-        sign: 1 or -1, of the operations in `SIGNED`.
-    """
-    picture, most = Image.fromarray(image), STRENGTHS - 1
-    change = sign * SIGNED[operation] * strength / most if operation in SIGNED else 0.0
-    match operation:
-        case "identity":
-            return image
-        case "shear_x":
-            changed = _map_affinely(picture, (1.0, change, 0.0, 0.0, 1.0, 0.0))
-        case "shear_y":
-            changed = _map_affinely(picture, (1.0, 0.0, 0.0, change, 1.0, 0.0))
-        case "translate_x":
-            changed = _map_affinely(picture, (1.0, 0.0, float(-int(change)), 0.0, 1.0, 0.0))
-        case "translate_y":
-            changed = _map_affinely(picture, (1.0, 0.0, 0.0, 0.0, 1.0, float(-int(change))))
-        case "rotate":
-            changed = picture.rotate(change)
-        case "posterize":
-            changed = ImageOps.posterize(picture, 8 - round(6 * strength / most))
-        case "solarize":
-            changed = ImageOps.solarize(picture, math.ceil(255 * (most - strength) / most))
-        case "auto_contrast":
-            changed = ImageOps.autocontrast(picture)
-        case "equalize":
-            changed = ImageOps.equalize(picture)
-        case "brightness" | "color" | "contrast" | "sharpness":
-            changed = getattr(ImageEnhance, operation.capitalize())(picture).enhance(1.0 + change)
-        case _:
-            raise ValueError(f"no operation {operation!r}{did_you_mean(operation, OPERATIONS)}")
-    return np.asarray(changed)
-
-
-def _map_affinely(picture: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Take pixel (x, y) of the result from (ax + by + c, dx + ey + f)."""
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix)
-
-
 def dihedral(image: Shaped[np.ndarray, "h w c"], view: int | np.integer) -> Shaped[np.ndarray, "y x c"]:
     """Return one of the eight symmetric views of an image.
 
@@ -240,4 +229,10 @@ def dihedral(image: Shaped[np.ndarray, "h w c"], view: int | np.integer) -> Shap
         image = image[::-1]
     if view & 4:
         image = image.swapaxes(0, 1)
-    return np.ascontiguousarray(image)
+    if not view & 5:
+        return np.ascontiguousarray(image)
+    # One channel after the other, four times as fast: numpy copies rows of three bytes badly.
+    turned = np.empty(image.shape, image.dtype)
+    for channel in range(image.shape[2]):
+        turned[:, :, channel] = image[:, :, channel]
+    return turned

@@ -1,6 +1,5 @@
 """The views of an image that are stored, once and for all: what later epochs can draw from."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,4 +63,4 @@ class Bank:
         """Return all that determines the views, as plain values."""
         if self.augment is None:
             return {"views": self.views}
-        return {"views": self.views, "augment": dataclasses.asdict(self.augment), "seed": self.seed}
+        return {"views": self.views, "augment": self.augment.describe(), "seed": self.seed}

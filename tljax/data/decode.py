@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+from importlib import metadata
 
 import numpy as np
 import simplejpeg
@@ -11,6 +12,8 @@ from PIL import ExifTags, Image
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+# Raised when the pixels of a file would differ though its bytes and the versions of the libraries do not.
+_VERSION = 1
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # What Pillow may open: its other plugins include some that start foreign programs.
 _FORMATS = ("BMP", "PNG", "TIFF", "WEBP")
@@ -51,6 +54,12 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
     if orientation in _UPRIGHT:
         image = Image.fromarray(np.asarray(image)).transpose(_UPRIGHT[orientation])
     return np.asarray(image)
+
+
+def describe_decoder() -> dict[str, str]:
+    """Return what the pixels of a file depend on beside its bytes, as plain values."""
+    libraries = {name: metadata.version(name) for name in ("pillow", "simplejpeg")}
+    return {"version": str(_VERSION), **libraries}
 
 
 def _open_jpeg(data: bytes) -> tuple[np.ndarray, int]:

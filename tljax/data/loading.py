@@ -1,16 +1,15 @@
-"""Batches whose images are loaded ahead, several at a time."""
+"""Batches whose images are loaded ahead, by threads or by worker processes."""
 
-import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
-# Pillow and simplejpeg decode without holding Python's lock.
+# More would wait for Python's lock, which Pillow holds while it resizes.
 NUM_THREADS = 2
 BATCHES_AHEAD = 3
 
@@ -20,12 +19,12 @@ class Row(NamedTuple):
 
     Args:
         place: in the stream, over all epochs: the source of all that is random.
-        index: in the source.
+        position: in the source.
         view: to show.
     """
 
     place: int
-    index: int
+    position: int
     view: int
 
 
@@ -43,34 +42,23 @@ class Order(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
+# Closing one ends what prepares its batches.
+Batches = Generator[dict[str, np.ndarray], None, None]
 Load = Callable[[Row], UInt8[np.ndarray, "..."]]
 
 
-def load_batches(
-    orders: Iterator[Order], load: Load, like: Row, *, num_workers: int = 0
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the batches of `orders`, the next ones in preparation.
+def load_in_threads(orders: Iterator[Order], load: Load, like: Row) -> Batches:
+    """Yield the batches of `orders`, the next ones in preparation by threads of this process.
 
     Args:
         orders: may be endless.
-        load: returns the image of a row; picklable.
+        load: returns the image of a row.
         like: an image of the shape of all, looked at where the orders ask for none.
-        num_workers: processes that load; 0 for threads of this one.
 
     Raises:
-        ValueError: num_workers is out of range; from the iterator, whatever `load` raises, at the turn of that batch.
+        Exception: what `load` raises, at the turn of that batch.
     """
-    if num_workers < 0:
-        raise ValueError(f"num_workers is {num_workers}, wanted at least 0")
-    return _batches(orders, load, like, num_workers)
-
-
-def _batches(orders: Iterator[Order], load: Load, like: Row, num_workers: int) -> Iterator[dict[str, np.ndarray]]:
-    pool: Executor
-    if num_workers:
-        pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("forkserver"))
-    else:
-        pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="decode")
     try:
         pending = deque(_submit(order, load, pool) for order in islice(orders, BATCHES_AHEAD))
         # A process whose share of all batches is padding has to look at an image for their shape.
@@ -87,5 +75,5 @@ def _batches(orders: Iterator[Order], load: Load, like: Row, num_workers: int) -
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(order: Order, load: Load, pool: Executor) -> tuple[Order, list[Future]]:
+def _submit(order: Order, load: Load, pool: ThreadPoolExecutor) -> tuple[Order, list[Future]]:
     return order, [pool.submit(load, Row(*row)) for row in order.rows[order.mask].tolist()]

@@ -7,14 +7,15 @@ from functools import partial
 import numpy as np
 from jaxtyping import Int, Int64
 
-from tljax.data.augment import VIEWS, Augment, Preparation, augment_image, dihedral
+from tljax.data.augment import VIEWS, Augment, Preparation, Shrink, augment_image, augment_prepared, dihedral
 from tljax.data.bank import Bank
-from tljax.data.decode import decode_image
-from tljax.data.loading import Order, Row, load_batches
+from tljax.data.image_cache import CacheRoom, Images, open_image_cache
+from tljax.data.loading import Batches, Load, Order, Row, load_in_threads
 from tljax.data.sampling import UNIFORM, ExampleStream, check_sampling
 from tljax.data.share import WHOLE, Share
 from tljax.data.sources import Source
 from tljax.data.splits import hashed_seed
+from tljax.data.workers import check_num_workers, load_in_workers
 from tljax.preprocess import Preprocess
 
 
@@ -27,7 +28,8 @@ def ordered_batches(
     view: int = 0,
     num_workers: int = 0,
     share: Share = WHOLE,
-) -> Iterator[dict[str, np.ndarray]]:
+    room: CacheRoom | None = None,
+) -> Batches:
     """Read the images at `indices` once, in that order.
 
     Args:
@@ -38,6 +40,7 @@ def ordered_batches(
         view: the one of `augment.dihedral` to show.
         num_workers: as for `training_batches`.
         share: the rows of each batch that this process reads.
+        room: as for `training_batches`.
 
     Returns:
         {"image": uint8 [b side side 3], "index": int64 [b], "mask": bool [b], False where filled up}, of the share.
@@ -46,9 +49,9 @@ def ordered_batches(
         ValueError: indices, batch_size or num_workers are out of range, or batch_size is not one to share evenly; from
             the iterator, an image cannot be decoded.
     """
-    load = partial(_load, source=source, preprocess=preprocess)
+    load = partial(_load, images=_open_images(source, preprocess, room))
     orders = _in_order(indices, batch_size, view, share, len(source))
-    return load_batches(orders, load, Row(0, int(indices[0]), view), num_workers=num_workers)
+    return _load_batches(orders, load, Row(0, int(indices[0]), view), num_workers)
 
 
 def bank_batches(
@@ -60,7 +63,7 @@ def bank_batches(
     *,
     num_workers: int = 0,
     share: Share = WHOLE,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """Read the images at `indices` once, in that order, each under all views of a bank.
 
     Args:
@@ -79,9 +82,9 @@ def bank_batches(
     Raises:
         ValueError: as `ordered_batches`.
     """
-    load = partial(_load_views, source=source, preprocess=preprocess, bank=bank)
+    load = partial(_load_views, images=_open_images(source, None, None), preprocess=preprocess, bank=bank)
     orders = _in_order(indices, batch_size, 0, share, len(source))
-    return load_batches(orders, load, Row(0, int(indices[0]), 0), num_workers=num_workers)
+    return _load_batches(orders, load, Row(0, int(indices[0]), 0), num_workers)
 
 
 def _in_order(indices: np.ndarray, batch_size: int, view: int, share: Share, n: int) -> Iterator[Order]:
@@ -111,7 +114,8 @@ def training_batches(
     augment: Augment | None = None,
     sampling: str = UNIFORM,
     share: Share = WHOLE,
-) -> Iterator[dict[str, np.ndarray]]:
+    room: CacheRoom | None = None,
+) -> Batches:
     """Read the images at `indices` for ever, each epoch in a new order and changed at random.
 
     The batch of a step is a function of (seed, step) alone, whatever the start step, the number of workers
@@ -132,6 +136,7 @@ def training_batches(
         sampling: "uniform" shows each image once an epoch; "class_balanced" each class equally often, see
             `sampling.epoch_indices`.
         share: the rows of each batch that this process reads; all shares of a step are the batch of one process.
+        room: where images are kept, so that each is decoded once, see `image_cache`; None decodes them every time.
 
     Returns:
         {"image": uint8 [b height width c], "label": int32 [b], or the source's targets, float32 [b k], where it has
@@ -161,9 +166,41 @@ def training_batches(
             yield Order(_rows(places, index, view), np.ones(len(places), bool), columns)
 
     load = partial(
-        _load_changed, source=source, preprocess=preprocess, augment=augment, seed=hashed_seed(seed, "augment")
+        load_changed,
+        images=_open_images(source, before_changes(augment, preprocess), room),
+        preprocess=preprocess,
+        augment=augment,
+        seed=hashed_seed(seed, "augment"),
     )
-    return load_batches(orders(), load, Row(0, int(indices[0]), 0), num_workers=num_workers)
+    return _load_batches(orders(), load, Row(0, int(indices[0]), 0), num_workers)
+
+
+def _load_batches(orders: Iterator[Order], load: Load, like: Row, num_workers: int) -> Batches:
+    check_num_workers(num_workers)
+    if num_workers:
+        return load_in_workers(orders, load, like, num_workers=num_workers)
+    return load_in_threads(orders, load, like)
+
+
+def before_changes(augment: Augment, preprocess: Preparation) -> Preparation | None:
+    """Return what is done to an image before anything random; None for nothing."""
+    if not augment.needs_decoded:
+        return preprocess
+    if augment.short_side is None or not isinstance(preprocess, Preprocess):
+        return None
+    return Shrink(short_side=augment.short_side, interpolation=preprocess.interpolation)
+
+
+def _open_images(source: Source, preprocess: Preparation | None, room: CacheRoom | None) -> Images:
+    """Open what is loaded of each image before anything random: prepared, unless `preprocess` is None."""
+    cache = None
+    if room is not None:
+        if not (preprocess is None or isinstance(preprocess, Preprocess | Shrink)):
+            raise ValueError(
+                f"images are kept under a name that a Preprocess gives, got {type(preprocess).__name__}; leave room out"
+            )
+        cache = open_image_cache(room, source, preprocess)
+    return Images(source=source, preprocess=preprocess, cache=cache)
 
 
 def _check_indices(indices: np.ndarray, n: int) -> None:
@@ -179,20 +216,18 @@ def _rows(places: np.ndarray, index: np.ndarray, view: np.ndarray | int) -> Int6
 # At module level so that worker processes can unpickle them.
 
 
-def _load_changed(row: Row, source: Source, preprocess: Preparation, augment: Augment, seed: int) -> np.ndarray:
+def load_changed(row: Row, images: Images, preprocess: Preparation, augment: Augment, seed: int) -> np.ndarray:
+    """Return an image as training shows it; `seed` is of the changes alone."""
     # By the place in the stream alone: a process that reads other rows draws the same.
     generator = np.random.Generator(np.random.Philox(key=[seed, row.place]))
-    return augment_image(_decode(row, source), generator, augment, preprocess, view=row.view)
+    if augment.needs_decoded:
+        return augment_image(images[row.position], generator, augment, preprocess, view=row.view)
+    return augment_prepared(images[row.position], generator, augment, view=row.view)
 
 
-def _load(row: Row, source: Source, preprocess: Preparation) -> np.ndarray:
-    return dihedral(preprocess(_decode(row, source)), row.view)
+def _load(row: Row, images: Images) -> np.ndarray:
+    return dihedral(images[row.position], row.view)
 
 
-def _load_views(row: Row, source: Source, preprocess: Preprocess, bank: Bank) -> np.ndarray:
-    return bank.show(_decode(row, source), row.index, preprocess)
-
-
-def _decode(row: Row, source: Source) -> np.ndarray:
-    example = source[row.index]
-    return decode_image(example["image"], example["name"])
+def _load_views(row: Row, images: Images, preprocess: Preprocess, bank: Bank) -> np.ndarray:
+    return bank.show(images[row.position], row.position, preprocess)

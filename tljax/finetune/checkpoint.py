@@ -4,18 +4,19 @@ Source: the v1 interface of orbax-checkpoint 0.12, which still changes between m
 """
 
 import contextlib
+import errno
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from tljax import plain
+from tljax import plain, processes
 
 # Both are written before Orbax renames a step's folder to its final name.
 COMPLETE_FILES = ("_CHECKPOINT_METADATA", "state/_METADATA")
@@ -26,13 +27,16 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints in a folder, which all belong to one config.
 
-    A class, and a context manager, because saves go on in the background: leaving waits for them.
+    A class, and a context manager, because saves go on in the background: leaving waits for them. Several processes
+    write a checkpoint together, into one folder that all of them see, and must all call all methods.
 
     Args:
         directory: made if it is not there.
         config: plain values that determine the run; kept in each checkpoint.
         keep_latest: number of checkpoints kept.
         keep_best: name of a metric; the checkpoint with the largest is kept too.
+        timeout_s: of a save by several processes, which wait for each other so long where one of them cannot write;
+            None for what Orbax takes.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Checkpoints:
         *,
         keep_latest: int = 2,
         keep_best: str | None = None,
+        timeout_s: int | None = None,
     ):
         self.directory = Path(directory).absolute()
         self.config = plain.as_read(config)
@@ -55,7 +60,9 @@ class Checkpoints:
                 get_metric_fn=lambda metrics: metrics[keep_best], n=1, keep_checkpoints_without_metrics=False
             )
             keep = policies.AnyPreservationPolicy([keep, best])
-        self._checkpointer = ocp.training.Checkpointer(str(self.directory), preservation_policy=keep)
+        settings = {} if timeout_s is None else {"timeout_secs": timeout_s}
+        context = ocp.Context(async_options=ocp.options.AsyncOptions(**settings))
+        self._checkpointer = ocp.training.Checkpointer(str(self.directory), context=context, preservation_policy=keep)
         self._saving: Any = None
 
     def __enter__(self) -> "Checkpoints":
@@ -73,7 +80,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint; None when there is none."""
+        """Step of the latest checkpoint, as this process knows it; None when there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
@@ -100,6 +107,7 @@ class Checkpoints:
         """
         meta = {"step": step, "config": self.config}
         with self._explained():
+            _check_room(self.directory, state)
             self._saving = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": state},
@@ -141,9 +149,9 @@ class Checkpoints:
             yield
         except FileExistsError:
             raise
-        except (OSError, ValueError) as error:
-            whole = [int(folder.name) for folder in self.directory.glob("*") if _is_whole(folder)]
-            left = f"the checkpoint of step {max(whole)} is whole" if whole else "no checkpoint is whole yet"
+        except (OSError, ValueError, TimeoutError) as error:
+            whole = last_saved(self.directory)
+            left = f"the checkpoint of step {whole} is whole" if whole else "no checkpoint is whole yet"
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise OSError(
                 f"cannot save a checkpoint in {self.directory}: {reason}; {left}; make room and run again"
@@ -159,21 +167,38 @@ class Checkpoints:
             )
 
 
+def last_saved(directory: Path) -> int:
+    """Return the step of the latest whole checkpoint, 0 where there is none, by the files alone."""
+    return max((int(folder.name) for folder in directory.glob("*") if _is_whole(folder)), default=0)
+
+
 def _set_incomplete_aside(directory: Path) -> None:
     """Rename step folders without content, such as a crash can leave behind.
 
     Orbax takes any folder with a number for a name as a checkpoint: it would be restored as the latest,
     and count towards those to keep, so that the good ones would go.
     """
-    if jax.process_index() == 0 and directory.exists():
+    if processes.is_first() and directory.exists():
         for folder in sorted(directory.iterdir()):
             if not folder.name.isdigit() or _is_whole(folder):
                 continue
             aside = folder.with_name(f"incomplete_{folder.name}_{time.time_ns()}")
             folder.rename(aside)
             log.warning("%s is not a whole checkpoint; ignored, and renamed to %s", folder, aside.name)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("tljax checkpoints: incomplete set aside")
+    processes.wait_for_all("incomplete checkpoints are set aside")
+
+
+def _check_room(directory: Path, state: Any) -> None:
+    """Refuse to begin a checkpoint that the disk has no room for, which several processes would find out too late.
+
+    Raises:
+        OSError: there is not enough.
+    """
+    wanted, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(directory).free
+    if free < wanted:
+        raise OSError(
+            errno.ENOSPC, f"the disk has {free / 1e9:.3g} GB left, and a checkpoint takes {wanted / 1e9:.3g} GB"
+        )
 
 
 def _is_whole(folder: Path) -> bool:

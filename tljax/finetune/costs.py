@@ -6,7 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from tljax.devices import shapes_on, spread
+from tljax.finetune.devices import make_train_step
 from tljax.finetune.forward import Forward
 from tljax.finetune.state import Arrays, Fixed, init_state
 from tljax.finetune.step import originals
@@ -51,7 +54,7 @@ def forward_flops(forward: Forward, batch_size: int, image_shape: tuple[int, ...
     """Return the FLOPs of one forward pass of the whole net."""
     net = forward.net
     x = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    run = functools.partial(net.apply, compute_dtype=forward.compute_dtype)
+    run = functools.partial(net.apply, compute_dtype=forward.compute_dtype, kernels=forward.kernels)
     return count_flops(jax.jit(run).lower(net.shapes, net.stat_shapes, x))
 
 
@@ -69,6 +72,19 @@ def lower_step(
     """
     state, fixed = _step_shapes(body, initial, groups, stats)
     return jax.jit(body).lower(state, fixed, batch), state
+
+
+def lower_step_on(
+    mesh: Mesh, body: functools.partial, initial: Mapping[str, Any], groups: Any, stats: Mapping[str, Any],
+    batch: Arrays,
+) -> Any:  # fmt: skip
+    """Trace and lower one training step for the devices of a mesh, from shapes alone.
+
+    The other arguments are those of `lower_step`.
+    """
+    state, fixed = _step_shapes(body, initial, groups, stats)
+    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spread(mesh)), batch)
+    return make_train_step(body, mesh).lower(shapes_on(state, mesh), shapes_on(fixed, mesh), rows)
 
 
 def trace_step(

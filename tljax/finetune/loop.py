@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from tljax import preemption, processes, rundir
+from tljax.data.prefetch import Ahead
 from tljax.devices import fetch, place
 from tljax.finetune.checkpoint import Checkpoints
 from tljax.finetune.devices import put_inputs
@@ -20,6 +21,7 @@ from tljax.finetune.frozen_record import note_beginning, note_end
 from tljax.finetune.phases import Phase, first_step, phase_of_state, shapes_in_phase
 from tljax.finetune.state import Arrays, Fixed, TrainState
 from tljax.finetune.step import Batch
+from tljax.finetune.waiting import WaitingMeter
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ def fit(
     evaluate_every: int,
     keep_best: str | None = None,
     max_loss: float | None = None,
+    save_timeout_s: int | None = None,
+    timing_path: str | os.PathLike | None = None,
 ) -> TrainState:
     """Train through all phases, going on from the latest checkpoint if there is one.
 
@@ -55,6 +59,8 @@ def fit(
         keep_best: name of an evaluated number. Every evaluation is then a checkpoint too, and the one with the largest
             number is kept beside the latest ones.
         max_loss: a loss above it is taken for divergence; None takes none.
+        save_timeout_s: see `Checkpoints`.
+        timing_path: JSON lines, one a step; see `WaitingMeter`.
 
     Returns:
         The state after the last step.
@@ -68,8 +74,8 @@ def fit(
         Preempted: the process was told to end; the state after its last step is saved.
     """
     with (
-        Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints,
-        _progress() as progress,
+        Checkpoints(checkpoint_dir, config, keep_best=keep_best, timeout_s=save_timeout_s) as checkpoints,
+        Progress(console=Console(stderr=True), disable=not processes.is_first()) as progress,
         preemption.notices() as is_told_to_end,
     ):
         state, index = _resume(phases, checkpoints, mesh)
@@ -87,6 +93,7 @@ def fit(
             max_loss=math.inf if max_loss is None else max_loss,
             is_told_to_end=is_told_to_end,
             mesh=mesh,
+            meter=WaitingMeter(timing_path if processes.is_first() else None),
             progress=progress,
             bar=progress.add_task("training", total=num_steps, completed=done),
         )
@@ -97,6 +104,7 @@ def fit(
                 state = place(phase.enter(None if state is None else fetch(state)), mesh)
             state = _train(phase, number, first, state, done, journal)
             done = first + phase.num_steps
+        journal.meter.report()
     assert state is not None
     return state
 
@@ -108,10 +116,13 @@ def _train(phase: Phase, number: int, first: int, state: TrainState, done: int, 
         digest = phase.frozen_hash(state, fixed)
         processes.on_first(lambda: note_beginning(journal.frozen_path, number, digest))
     stream = phase.batches(done - first) if done < last else iter(())
-    for step in range(done, last):
-        state, metrics = phase.train_step(state, fixed, put_inputs(_next(stream, step), journal.mesh))
-        journal.begin(step, {"phase": number, "learning_rate": phase.learning_rate(step - first), **metrics})
-        journal.end(step, phase, state, fixed, is_last=step + 1 == last)
+    with Ahead(stream, lambda batch: put_inputs(batch, journal.mesh)) as ahead:
+        for step in range(done, last):
+            batch = _next(ahead, step)
+            state, metrics = phase.train_step(state, fixed, batch)
+            journal.begin(step, {"phase": number, "learning_rate": phase.learning_rate(step - first), **metrics})
+            journal.meter.note(step, ahead, len(batch["label"]))
+            journal.end(step, phase, state, fixed, is_last=step + 1 == last)
     after = phase.frozen_hash(state, fixed)
     before = processes.on_first(lambda: note_end(journal.frozen_path, number, after))
     if before != after:
@@ -122,7 +133,7 @@ def _train(phase: Phase, number: int, first: int, state: TrainState, done: int, 
 
 def _resume(phases: Sequence[Phase], checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState | None, int]:
     """Return the latest state, if any, and the phase that its next step belongs to, or the last one at the end."""
-    step = checkpoints.latest_step
+    step = processes.on_first(lambda: checkpoints.latest_step)
     if step is None:
         return None, 0
     index = phase_of_state(phases, step)
@@ -145,6 +156,7 @@ class _Journal:
     max_loss: float
     is_told_to_end: Callable[[int], bool]
     mesh: Mesh
+    meter: WaitingMeter
     progress: Progress
     bar: TaskID
     waiting: tuple[int, Arrays] | None = None
@@ -163,7 +175,8 @@ class _Journal:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         _check_sound(step, values, self.max_loss, self.checkpoints)
         self._write({"step": step, **values, "phase": int(values["phase"])})
-        self.progress.update(self.bar, completed=step + 1, description=f"training, loss {values['loss']:.4f}")
+        seen = f"loss {values['loss']:.4f}, {100 * self.meter.share:.0f} % waiting for data"
+        self.progress.update(self.bar, completed=step + 1, description=f"training, {seen}")
 
     def end(self, step: int, phase: Phase, state: TrainState, fixed: Fixed, *, is_last: bool) -> None:
         """Evaluate and save, where that is due after a step."""
@@ -189,10 +202,6 @@ class _Journal:
     def _write(self, record: Mapping[str, Any]) -> None:
         if processes.is_first():
             rundir.append_metrics(self.path, record)
-
-
-def _progress() -> Progress:
-    return Progress(console=Console(stderr=True), disable=not processes.is_first())
 
 
 def _next(stream: Iterator[Batch], step: int) -> Batch:
@@ -230,7 +239,7 @@ def load_best(
         ValueError: nothing was evaluated.
     """
     with Checkpoints(checkpoint_dir, config, keep_best=keep_best) as checkpoints:
-        step = checkpoints.best_step
+        step = processes.on_first(lambda: checkpoints.best_step)
         if step is None:
             raise ValueError(
                 f"no checkpoint in {checkpoint_dir} has {keep_best!r}: nothing was evaluated; give the split a "

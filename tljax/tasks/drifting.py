@@ -1,5 +1,6 @@
 """How far a run took each stage from the pretrained net, in numbers and as a picture."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from tljax import rundir
 from tljax.ablation.drift_chart import drift_chart
 from tljax.ablation.picture import write_picture
+from tljax.data.share import WHOLE
 from tljax.finetune.drift import drift, stage_cka
 from tljax.finetune.step import model_inputs
 from tljax.models.net import HEAD
@@ -82,6 +84,7 @@ def _similarities(plan: Plan, after: tuple[Any, Any], feed: Feed, indices: np.nd
 def _held_out(plan: Plan, feed: Feed, indices: np.ndarray) -> Iterator[tuple[Any, Any]]:
     """Yield what the first stage that runs reads, and which rows of it count."""
     preprocess, net = plan.inputs.pretrained.preprocess, plan.forward.net
-    for batch in feed.ordered(indices):
+    # One process does this alone.
+    for batch in dataclasses.replace(feed, share=WHOLE).ordered(indices):
         arrays = {key: jnp.asarray(value) for key, value in batch.items() if key in ("image", "activation")}
         yield model_inputs(arrays, net, preprocess, plan.start), batch["mask"]

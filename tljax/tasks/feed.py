@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,14 @@ import numpy as np
 
 from tljax import plain
 from tljax.data.augment import Augment
+from tljax.data.image_cache import CacheRoom
 from tljax.data.pipeline import ordered_batches, training_batches
 from tljax.data.share import WHOLE, Share
 from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
 from tljax.features.store import FeatureStore
+from tljax.finetune.costs import step_batch
 from tljax.finetune.step import Batch
+from tljax.tasks.execution import execution_of
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.plan import Plan
 from tljax.tasks.recipe import Prefix
@@ -35,6 +38,8 @@ class Feed:
         start: the stage whose input the batches hold; 0 for images.
         store: the stored inputs of that stage; None for images.
         share: the rows of each batch that this process reads.
+        num_workers: processes that load images; 0 for threads.
+        room: where decoded images are kept; None keeps none.
     """
 
     inputs: Inputs
@@ -44,6 +49,8 @@ class Feed:
     start: str | int
     store: FeatureStore | None
     share: Share
+    num_workers: int
+    room: CacheRoom | None
 
     def alone(self) -> "Feed":
         """Return the feed of a process that does something without the others, and reads whole batches."""
@@ -60,7 +67,7 @@ class Feed:
             )  # fmt: skip
         return training_batches(
             source, indices, preprocess, self.batch_size, seed, start_step=start_step, augment=self.augment,
-            sampling=self.sampling, share=self.share,
+            sampling=self.sampling, share=self.share, num_workers=self.num_workers, room=self.room,
         )  # fmt: skip
 
     def ordered(self, indices: np.ndarray) -> Iterator[Batch]:
@@ -68,16 +75,40 @@ class Feed:
         if self.store is not None:
             return ordered_prefix_batches(self.store, indices, self.batch_size, share=self.share)
         preprocess = self.inputs.pretrained.preprocess
-        return ordered_batches(self.inputs.source, indices, preprocess, self.batch_size, share=self.share)
+        return ordered_batches(
+            self.inputs.source, indices, preprocess, self.batch_size, share=self.share, num_workers=self.num_workers,
+            room=self.room,
+        )  # fmt: skip
 
 
 def open_feed(plan: Plan) -> Feed:
     """Choose images or stored activations, and compute the latter where they are not there yet."""
     store = None if plan.bank is None else _open_prefix(plan)
+    execution = execution_of(plan.config)
     return Feed(
         inputs=plan.inputs, batch_size=plan.recipe.batch_size, augment=plan.augment, sampling=plan.recipe.sampling,
         start=plan.start, store=store, share=Share(index=jax.process_index(), count=jax.process_count()),
+        num_workers=execution.num_workers, room=cache_room(plan.config),
     )  # fmt: skip
+
+
+def cache_room(config: Mapping[str, Any]) -> CacheRoom | None:
+    """Return where a config lets decoded images be kept, if it does."""
+    size = execution_of(config).image_cache_gb
+    directory = Path(config["cache_dir"]) / "images"
+    return CacheRoom(directory=directory, budget_bytes=int(size * 1e9)) if size else None
+
+
+def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of what the steps of a phase read of a batch, before there is any."""
+    size, targets = plan.recipe.batch_size, plan.inputs.source.targets
+    shapes = step_batch(plan.forward, size, plan.inputs.pretrained.preprocess.shape)
+    if targets is not None:
+        shapes["label"] = jax.ShapeDtypeStruct((size, *targets.shape[1:]), targets.dtype)
+    if plan.bank is not None:
+        dtype = call("prefix", plan.config, Prefix).dtype
+        shapes["activation"] = jax.ShapeDtypeStruct(shapes["activation"].shape, dtype)
+    return shapes
 
 
 def open_once(plans: Sequence[Plan]) -> list[Callable[[], Feed]]:

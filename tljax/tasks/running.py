@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from tljax import plain, processes, rundir
+from tljax.tasks.compiled import keep_compiled
 from tljax.tasks.execution import execution_of, identity_of
 from tljax.tasks.inputs import Inputs, open_inputs
 from tljax.tasks.sections import select
@@ -47,6 +48,11 @@ def run_task(
     Raises:
         ValueError: the config does not fit, the directory is in use, or it holds a run of another config or inputs.
     """
+    if processes.are_several() and name not in SEVERAL:
+        raise ValueError(
+            f"tljax {name} runs in one process, and this is one of {jax.process_count()}; several take "
+            f"{' and '.join(SEVERAL)}"
+        )
     chosen = select(name, config)
     execution, identity = execution_of(chosen), identity_of(chosen)
 
@@ -57,15 +63,11 @@ def run_task(
     found = processes.on_first(find)
     if found is not None:
         return found
-    if processes.are_several() and name not in SEVERAL:
-        raise ValueError(
-            f"tljax {name} runs in one process, and this is one of {jax.process_count()}; several take "
-            f"{' and '.join(SEVERAL)}"
-        )
     with contextlib.ExitStack() as stack:
         found = processes.on_first(lambda: stack.enter_context(rundir.only_process(workdir)) or find())
         if found is not None:
             return found
+        stack.enter_context(keep_compiled(execution.compiled_folder(workdir)))
         opened: Any = inputs or (opens or open_inputs)(chosen)
         _check_same(opened.identity)
         processes.on_first(
