@@ -27,10 +27,13 @@ PROGRAM = (sys.executable, stand_in.__file__)
 # `tljax`, whose runs are stand-ins.
 LAUNCHER = f"""
 import sys
+from jax._src import xla_bridge
 from tljax.ablation import local_pool
 from tljax.cli import main
 local_pool.PROGRAM = {PROGRAM!r}
-sys.exit(main(sys.argv[1:]))
+status = main(sys.argv[1:])
+assert not xla_bridge.backends_are_initialized(), "the launcher holds devices, which are for its runs"
+sys.exit(status)
 """
 
 
@@ -54,6 +57,11 @@ def launch_all(root, names, **pool):
 
 def states(outcomes):
     return [outcome.state for outcome in outcomes]
+
+
+def printed(outcome):
+    assert outcome.log is not None
+    return log_tail(outcome.log)
 
 
 def command(root, *flags, seeds="0,1"):
@@ -85,8 +93,8 @@ def test_a_run_that_fails_stops_no_other_and_shows_what_it_printed(tmp_path, sta
     assert [outcome.run.workdir for outcome in outcomes] == [tmp_path / name for name in "abcd"]
     assert outcomes[0].results == {"accuracy": 0.5}
     assert outcomes[1].detail == "exit status 2"
-    assert log_tail(outcomes[1].log).split("\n")[1:] == ["finetune b: fail", "it did not work"]
-    assert log_tail(outcomes[2].log).endswith("RuntimeError: something broke")
+    assert printed(outcomes[1]).split("\n")[1:] == ["finetune b: fail", "it did not work"]
+    assert printed(outcomes[2]).endswith("RuntimeError: something broke")
     assert [len(starts(tmp_path / name)) for name in "abcd"] == [1, 1, 1, 1]
 
 
@@ -171,7 +179,7 @@ def test_runs_share_the_gpus_without_sharing_one(tmp_path, monkeypatch):
     monkeypatch.setattr(local_pool, "PROGRAM", (sys.executable, "-c", program))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     outcomes = launch_all(tmp_path, "abcdef", max_parallel=2, gpus_per_run=2)
-    assert {log_tail(outcome.log).split("\n")[1] for outcome in outcomes} == {"4,5", "6,7"}
+    assert {printed(outcome).split("\n")[1] for outcome in outcomes} == {"4,5", "6,7"}
     with pytest.raises(ValueError, match="3 runs at a time with 2 GPUs each want 6, and CUDA_VISIBLE_DEVICES names 4"):
         launch_all(tmp_path, "xyz", max_parallel=3, gpus_per_run=2)
 
@@ -229,6 +237,8 @@ def test_what_cannot_be_launched_is_refused_before_anything_starts(tmp_path, sta
         launch_tasks([dataclasses.replace(other, task="explain")], pool)
     with pytest.raises(ValueError, match="a local pool ends with its launcher"):
         launch_tasks([other], pool, wait=False)
+    with pytest.raises(ValueError, match="2 tasks of SLURM would train together, and probe runs in one process"):
+        launch_tasks([dataclasses.replace(other, task="probe")], Slurm(timeout_min=60, tasks=2))
     assert not (tmp_path / "other").exists()
 
 

@@ -100,7 +100,7 @@ def in_training(workdir, steps=10):
 
 def job_of(workdir):
     job = rundir.read_json(workdir / "launch" / "job.json")
-    return read_queue().get((job["name"], job["index"]))
+    return read_queue()[job["name"], job["index"]]
 
 
 def processes_of(job_id):
@@ -134,7 +134,7 @@ def release(workdir):
 
 
 def wait_until_requeued(workdir):
-    wait_for("the run was not requeued", lambda: (queued := job_of(workdir)) and queued.restarts)
+    wait_for("the run was not requeued", lambda: job_of(workdir).restarts)
 
 
 def starts(workdir):
@@ -185,14 +185,14 @@ def test_a_run_at_its_time_limit_saves_and_goes_on(root, pool):
     launch(root, folder, *flags, "--nowait")
     wait_for("the run does not train", lambda: in_training(folder))
     job_id = job_of(folder).job_id
-    status = Path(f"/proc/{processes_of(job_id)[0]}/status")
+    signals = Path(f"/proc/{processes_of(job_id)[0]}/status")
     hold(folder)
     slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=2")
 
     def was_signalled():
         """SLURM, which looks at limits twice a minute, has sent SIGTERM, and the process may have acted on it."""
         with contextlib.suppress(FileNotFoundError):
-            waiting = re.findall(r"ShdPnd:\s+([0-9a-f]+)", status.read_text())
+            waiting = re.findall(r"ShdPnd:\s+([0-9a-f]+)", signals.read_text())
             return int(waiting[0], 16) & 1 << signal.SIGTERM - 1
         return True
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from tljax import rundir
 from tljax.ablation.launch import Where, launch
 from tljax.ablation.runs import Outcome, Run
+from tljax.ablation.slurm import Slurm
 from tljax.tasks import TASKS, WITH_PARTS, WITHOUT_WORKDIR
 from tljax.tasks.execution import identity_of
+from tljax.tasks.running import SEVERAL
 from tljax.tasks.sections import select
 
 
@@ -14,8 +16,15 @@ def launch_tasks(runs: Sequence[Run], where: Where, *, wait: bool = True) -> lis
     """Start the runs that are not finished, and say how far all are; see `ablation.launch.launch`.
 
     Raises:
-        ValueError: a config lacks what its task needs, or has what no task knows, beside what `launch` raises.
+        ValueError: a config lacks what its task needs, or has what no task knows, or a task is to run in several
+            processes and cannot, beside what `launch` raises.
     """
+    alone = sorted({run.task for run in runs} - set(SEVERAL))
+    if isinstance(where, Slurm) and where.tasks > 1 and alone:
+        raise ValueError(
+            f"{where.tasks} tasks of SLURM would train together, and {' and '.join(alone)} runs in one process; several "
+            f"take {' and '.join(SEVERAL)}"
+        )
     return launch(runs, where, find=find_results, wait=wait)
 
 
