@@ -274,6 +274,10 @@ def test_seeds_are_runs_of_their_own():
         (["finetune", "--workdir=x", "--on=local"], "--config is missing: tljax launch finetune --config=FILE"),
         (["finetune", "--workdir=x", "--on=local", "--max_paralel=2", "--config=no.py"], "max_paralel"),
         (["finetune", "--workdir=x", "--on=slurm", "--timeout_min=9", "--tasks=3", "--nodes=2"], "3 tasks cannot be"),
+        (
+            ["finetune", "--workdir=x", "--on=slurm", "--timeout_min=9", "--tasks=2", "--gpus_per_task=2"],
+            "wanted gpus_per_task=1 and tasks=4",
+        ),
         (["finetune", "--workdir=x", "--on=slurm", "--timeout_min=2"], "raise timeout_min, or lower signal_delay_s"),
     ],
 )

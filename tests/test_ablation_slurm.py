@@ -90,7 +90,7 @@ def states(outcomes):
 
 def test_the_script_asks_for_what_the_settings_say(tmp_path, cluster):
     outcomes = launch_all(
-        tmp_path, "abc", wait=False, timeout_min=90, partition="gpu", tasks=8, nodes=2, gpus_per_task=2,
+        tmp_path, "abc", wait=False, timeout_min=90, partition="gpu", tasks=8, nodes=2, gpus_per_task=1,
         cpus_per_task=6, memory_gb=1.5, max_parallel=2, account="vision", qos="long", constraint="h100",
         extra={"exclusive": True, "mail-type": "END"}, setup=("module load cuda", "echo hello"), signal_delay_s=60,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def test_the_script_asks_for_what_the_settings_say(tmp_path, cluster):
     name = (cluster / "name.txt").read_text().strip()
     output = tmp_path / "runs" / "launch" / "submitit" / "%A_%a_0_log.out"
     assert options == [
-        "account=vision", "array=0-2%2", "constraint=h100", "cpus-per-task=6", "exclusive", "gpus-per-node=8",
+        "account=vision", "array=0-2%2", "constraint=h100", "cpus-per-task=6", "exclusive", "gpus-per-node=4",
         f"job-name={name}", "mail-type=END", "mem=1536M", "nodes=2", "ntasks-per-node=4", "open-mode=append",
         f"output={output}", "partition=gpu", "qos=long", "requeue", "signal=TERM@60", "time=90", "wckey=submitit",
     ]  # fmt: skip

@@ -29,7 +29,7 @@ class Slurm:
         partition: of the cluster.
         tasks: processes of one run, over all its nodes, which train together.
         nodes: that they are spread over evenly.
-        gpus_per_task: of each process.
+        gpus_per_task: of each process; one where there are several, as JAX gives each the GPU with its own number.
         cpus_per_task: of each process.
         memory_gb: of each node.
         max_parallel: runs at a time.
@@ -76,6 +76,11 @@ class Slurm:
             problems.append(f"{self.tasks} tasks cannot be spread evenly over {self.nodes} nodes")
         if self.max_parallel is not None and self.max_parallel < 1:
             problems.append(f"max_parallel is {self.max_parallel}, wanted at least 1, or None for as many as fit")
+        if self.tasks > 1 and self.gpus_per_task > 1:
+            problems.append(
+                f"gpus_per_task is {self.gpus_per_task} for {self.tasks} tasks, and JAX gives each of several processes "
+                f"one GPU; wanted gpus_per_task=1 and tasks={self.tasks * self.gpus_per_task}"
+            )
         if self.timeout_min * 60 <= self.signal_delay_s:
             problems.append(
                 f"a run would be told to save {self.signal_delay_s} s before a limit of {self.timeout_min} min, which "

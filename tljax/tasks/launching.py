@@ -22,8 +22,8 @@ def launch_tasks(runs: Sequence[Run], where: Where, *, wait: bool = True) -> lis
     alone = sorted({run.task for run in runs} - set(SEVERAL))
     if isinstance(where, Slurm) and where.tasks > 1 and alone:
         raise ValueError(
-            f"{where.tasks} tasks of SLURM would train together, and {' and '.join(alone)} runs in one process; several "
-            f"take {' and '.join(SEVERAL)}"
+            f"{where.tasks} tasks of SLURM would train together, and {' and '.join(alone)} runs in one process; "
+            f"several take {' and '.join(SEVERAL)}"
         )
     return launch(runs, where, find=find_results, wait=wait)
 
