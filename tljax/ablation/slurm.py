@@ -78,8 +78,8 @@ class Slurm:
             problems.append(f"max_parallel is {self.max_parallel}, wanted at least 1, or None for as many as fit")
         if self.tasks > 1 and self.gpus_per_task > 1:
             problems.append(
-                f"gpus_per_task is {self.gpus_per_task} for {self.tasks} tasks, and JAX gives each of several processes "
-                f"one GPU; wanted gpus_per_task=1 and tasks={self.tasks * self.gpus_per_task}"
+                f"gpus_per_task is {self.gpus_per_task} for {self.tasks} tasks, and JAX gives each of several "
+                f"processes one GPU; wanted gpus_per_task=1 and tasks={self.tasks * self.gpus_per_task}"
             )
         if self.timeout_min * 60 <= self.signal_delay_s:
             problems.append(
