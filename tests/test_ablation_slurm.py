@@ -208,7 +208,7 @@ def test_runs_are_followed_to_their_ends(followed, caplog):
     assert outcomes[0].results == {"accuracy": 1.0}
     assert outcomes[1].detail == "status 2"
     assert outcomes[1].log.name == "log_1.txt"
-    assert outcomes[2].detail.startswith("SLURM has ended the job: cancelled, out of memory")
+    assert outcomes[2].detail.startswith("the job has ended without results: a process lost")
     assert caplog.messages == [
         "1 pending, 1 preempted, 2 running", "4 running", "1 done, 1 failed, 1 preempted, 1 running",
         "1 done, 2 failed, 1 preempted",

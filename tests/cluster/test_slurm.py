@@ -241,6 +241,7 @@ def test_two_processes_on_two_nodes_train_together_and_end_together(root, alone)
     status, out = launch(*together(root, folder), *flags)
     assert status == 1
     assert "failed" in out
+    assert "process 1 has not been heard of" in out
     # The same command again.
     status, out = launch(*together(root, folder), *flags)
     assert status == 0, out
