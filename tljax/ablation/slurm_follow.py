@@ -24,7 +24,7 @@ from tljax.ablation.slurm_queue import Queued, read_queue_patiently
 
 # A job may be out of the queue before its last files are seen here; it is given so many looks more.
 _MORE_LOOKS = 2
-_LOST = "the job has ended without results: a process lost, out of memory, cancelled, or at its limit before it had saved"
+_LOST = "the job has ended without results: a process lost, out of memory, cancelled, or over its limit before it saved"
 
 log = logging.getLogger(__name__)
 
