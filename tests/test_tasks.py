@@ -173,7 +173,9 @@ def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, ca
     call = arguments("explain", "images.py", tmp_path, f"--config.data.root={pictures}", *flags)
     # It writes nothing, and wants no directory.
     assert main([flag for flag in call if not flag.startswith("--workdir")]) == 0
-    lines = dict(line.split() for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2)
+    out = capsys.readouterr().out.splitlines()
+    assert "kernels on cpu: attention xla, exact GELU plain, LayerNorm plain" in out
+    lines = dict(line.split() for line in out if len(line.split()) == 2)
     total = sum(value.size for value in tljax.load(f"file:{model}", num_classes=2).params.values())
     assert not (tmp_path / "run").exists()
     # explain prints six digits.

@@ -36,6 +36,10 @@ class ToyConvConfig:
     def dropout_stages(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def kernel_stages(self) -> tuple[str, ...]:
+        return ()
+
     def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
         if stage == "head":
             return ToyHead(self, rngs)

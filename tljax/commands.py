@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from tljax.arguments import make_flags, parse_config
+from tljax.arguments import make_flags
+from tljax.bench import bench
 from tljax.features.describe import describe_store
 from tljax.features.export import export_store
 from tljax.features.store import open_store
-from tljax.paths import did_you_mean
-from tljax.tasks.bench_data import Settings, bench_data
+from tljax.launching import launch
 from tljax.tasks.export import export_model
 from tljax.weights.catalog import entries
 from tljax.weights.describe import describe
@@ -95,49 +94,12 @@ def features(arguments: Sequence[str]) -> int:
     return 0
 
 
-def bench(arguments: Sequence[str]) -> int:
-    """Measure a config on this machine: tljax bench data --config=FILE [--config.x.y=v] [--num_workers=0,1,2] ...
-
-    `data` says how many images/s each part of the input gives, and all together with so many worker processes, what
-    the cores could give at most, and what to change. --seconds=S is the length of each measurement (default: 3).
-    """
-    kinds = {"data": bench_input}
-    if len(arguments) < 2 or arguments[1] not in kinds:
-        what = arguments[1] if len(arguments) > 1 else ""
-        raise ValueError(f"no benchmark {what!r}{did_you_mean(what, kinds)}; known: {', '.join(kinds)}")
-    print(kinds[arguments[1]](arguments[1:]))
-    return 0
-
-
-def bench_input(arguments: Sequence[str]) -> str:
-    """Run `tljax bench data`."""
-    values = make_flags(num_workers=str, seconds=float)
-    config = parse_config(values(list(arguments), known_only=True))
-    given: dict[str, Any] = {}
-    if values.num_workers is not None:
-        given["num_workers"] = tuple(parse_counts(values.num_workers, "--num_workers"))
-    if values.seconds is not None:
-        given["seconds"] = values.seconds
-    return bench_data(config, Settings(**given))
-
-
-def parse_counts(text: str, flag: str) -> list[int]:
-    """Return the whole numbers of a flag, with commas between them.
-
-    Raises:
-        ValueError: there are none, or others.
-    """
-    words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise ValueError(f"{flag} is {text!r}, wanted whole numbers with commas between them, as 0,1,2")
-    return [int(word) for word in words]
-
-
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "launch": (launch, "run a task, or many, in a pool of processes here or as jobs of SLURM, and go on with them"),
     "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
     "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),
     "features": (features, "say what a feature store holds, compare it with its checksums, write it as npy"),
-    "bench": (bench, "measure the input of a config on this machine, and say what to change"),
+    "bench": (bench, "measure the input of a config, or the training step, on this machine"),
     "export": (export, "write a fine-tuned run for transformers, timm, torchvision or as npz"),
 }
 

@@ -150,8 +150,8 @@ class Checkpoints:
         except FileExistsError:
             raise
         except (OSError, ValueError, TimeoutError) as error:
-            whole = [int(folder.name) for folder in self.directory.glob("*") if _is_whole(folder)]
-            left = f"the checkpoint of step {max(whole)} is whole" if whole else "no checkpoint is whole yet"
+            whole = last_saved(self.directory)
+            left = f"the checkpoint of step {whole} is whole" if whole else "no checkpoint is whole yet"
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise OSError(
                 f"cannot save a checkpoint in {self.directory}: {reason}; {left}; make room and run again"
@@ -165,6 +165,11 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self.directory} was made with another config; "
                 "use another workdir, or the config it was made with:\n  " + "\n  ".join(problems)
             )
+
+
+def last_saved(directory: Path) -> int:
+    """Return the step of the latest whole checkpoint, 0 where there is none, by the files alone."""
+    return max((int(folder.name) for folder in directory.glob("*") if _is_whole(folder)), default=0)
 
 
 def _set_incomplete_aside(directory: Path) -> None:

@@ -54,7 +54,7 @@ def forward_flops(forward: Forward, batch_size: int, image_shape: tuple[int, ...
     """Return the FLOPs of one forward pass of the whole net."""
     net = forward.net
     x = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    run = functools.partial(net.apply, compute_dtype=forward.compute_dtype)
+    run = functools.partial(net.apply, compute_dtype=forward.compute_dtype, kernels=forward.kernels)
     return count_flops(jax.jit(run).lower(net.shapes, net.stat_shapes, x))
 
 

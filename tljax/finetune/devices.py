@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from tljax.devices import FSDP, keep_placed, make_gather, put_batch, replicated, spread
 from tljax.finetune.state import Arrays, Fixed, TrainState
 from tljax.finetune.step import STEP_INPUTS, Batch, Body, model_inputs
+from tljax.models.kernels import Kernels
 from tljax.models.net import Net
 from tljax.preprocess import Preprocess
 from tljax.processes import are_several
@@ -63,6 +64,7 @@ def make_eval_step(
     *,
     start: str | int = 0,
     compute_dtype: str | None = None,
+    kernels: Kernels | None = None,
     probabilities: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
 ) -> Callable[[Arrays, Arrays, Batch], jax.Array]:
     """Compile the prediction of class probabilities.
@@ -75,7 +77,9 @@ def make_eval_step(
 
     def evaluate(params: Arrays, stats: Arrays, batch: Batch) -> jax.Array:
         x = model_inputs(batch, net, preprocess, start)
-        scores, _ = net.apply(params, stats, x, start=start, compute_dtype=compute_dtype, gather=gather)
+        scores, _ = net.apply(
+            params, stats, x, start=start, compute_dtype=compute_dtype, kernels=kernels, gather=gather
+        )
         return probabilities(scores.astype(jnp.float32))
 
     held = _held(mesh)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from tljax import paths
 from tljax.finetune.lora import add_lora, is_lora
+from tljax.models.kernels import Kernels
 from tljax.models.net import Net
 from tljax.models.noise import Regularise
 
@@ -30,6 +31,7 @@ class Forward:
         regularise: what is left out at random.
         compute_dtype: see `Net.apply`.
         use_remat: see `Net.apply`.
+        kernels: see `Net.apply`.
     """
 
     net: Net
@@ -40,6 +42,7 @@ class Forward:
     regularise: Regularise | None = None
     compute_dtype: str | None = None
     use_remat: bool = False
+    kernels: Kernels | None = None
 
     @property
     def in_training_mode(self) -> frozenset[str]:
@@ -89,6 +92,7 @@ class Forward:
             "keys": keys,
             "compute_dtype": self.compute_dtype,
             "use_remat": self.use_remat,
+            "kernels": self.kernels,
             "axis_name": axis_name,
             "gather": gather,
         }
@@ -99,7 +103,7 @@ class Forward:
         gather: Gather | None = None,
     ) -> Arrays:  # fmt: skip
         """Run in inference mode to the last of the taps; return {stage: output} of them."""
-        settings = {"compute_dtype": self.compute_dtype, "gather": gather}
+        settings = {"compute_dtype": self.compute_dtype, "kernels": self.kernels, "gather": gather}
         return self._run_with_taps(params, dict(stats), x, taps, settings)[2]
 
     def moves(self, path: str) -> bool:

@@ -34,9 +34,15 @@ class Architecture(Protocol):
         """Stages that drop units."""
         ...
 
+    @property
+    def kernel_stages(self) -> tuple[str, ...]:
+        """Stages that choose between ways to compute the same thing."""
+        ...
+
     def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
         """Return the module of one stage.
 
-        It is called as `module(x, is_training=...)`, and with `noise=Noise(...)` if it is one of those above.
+        It is called as `module(x, is_training=...)`, with `noise=Noise(...)` if it is one of those that draw, and with
+        `kernels=Kernels(...)` if it is one of `kernel_stages`.
         """
         ...

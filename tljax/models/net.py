@@ -15,6 +15,7 @@ from flax import nnx
 
 from tljax import paths
 from tljax.models.architecture import Architecture
+from tljax.models.kernels import Kernels
 from tljax.models.noise import Noise, Regularise, stage_noises
 from tljax.models.pooling import pool
 
@@ -118,6 +119,7 @@ class Net:
         keys: jax.Array | None = None,
         compute_dtype: str | None = None,
         use_remat: bool = False,
+        kernels: Kernels | None = None,
         axis_name: str | None = None,
         gather: Callable[[Arrays], Arrays] | None = None,
     ) -> tuple[jax.Array, Arrays]:
@@ -140,14 +142,14 @@ class Net:
                 computes in float32.
             use_remat: compute the inside of each stage in training mode again in the backward pass, and keep only
                 what goes from stage to stage.
+            kernels: how the stages compute that have a choice; None for `Kernels()`, what suits the device.
             axis_name: mapped axis that the batch is spread over, under `jax.pmap`; BatchNorm in training mode uses the
                 statistics of the whole batch there too.
             gather: brings the params of a stage together where they lie spread over devices, once they have the
                 dtype to compute in.
 
         Returns:
-            The output of the last stage that ran, and `stats` with the entries of the stages in training
-            mode updated.
+            The output of the last stage that ran, and `stats`, those of the stages in training mode updated.
 
         Raises:
             ValueError: an unknown stage, `start` after `stop`, or params or statistics of a stage that
@@ -166,10 +168,12 @@ class Net:
         updated: Arrays = dict(stats)
         for index, stage in enumerate(running, first):
             is_training = index >= training and stage not in frozen
+            settings: dict[str, Any] = {"is_training": is_training}
+            if stage in self.architecture.kernel_stages:
+                settings["kernels"] = kernels or Kernels()
             run: Any = functools.partial(
-                self._run, stage, is_training=is_training, compute_dtype=compute_dtype, axis_name=axis_name,
-                gather=gather,
-            )  # fmt: skip
+                self._run, stage, settings=settings, compute_dtype=compute_dtype, axis_name=axis_name, gather=gather
+            )
             if use_remat and is_training:
                 run = jax.checkpoint(run)
             own = [{path: given[path] for path in leaves} for leaves, given in self._leaves_of(stage, params, stats)]
@@ -178,8 +182,9 @@ class Net:
         return x, updated
 
     def _run(
-        self, stage: str, params: Arrays, stats: Arrays, x: jax.Array, noise: Noise | None, *, is_training: bool,
-        compute_dtype: str | None, axis_name: str | None, gather: Callable[[Arrays], Arrays] | None,
+        self, stage: str, params: Arrays, stats: Arrays, x: jax.Array, noise: Noise | None, *,
+        settings: Mapping[str, Any], compute_dtype: str | None, axis_name: str | None,
+        gather: Callable[[Arrays], Arrays] | None,
     ) -> tuple[jax.Array, Arrays]:  # fmt: skip
         """Run one stage; return its output, and its new statistics in training mode."""
         if compute_dtype is not None:
@@ -190,9 +195,9 @@ class Net:
         module = self._bind(stage, params, stats)
         if axis_name is not None:
             module.set_attributes(nnx.BatchNorm, axis_name=axis_name, raise_if_not_found=False)
-        # Only stages that draw know the word.
-        y = module(x, is_training=is_training, **({} if noise is None else {"noise": noise}))
-        return y, _flatten(stage, nnx.state(module, nnx.BatchStat)) if is_training else {}
+        # Only stages that draw, or choose, know the words.
+        y = module(x, **settings, **({} if noise is None else {"noise": noise}))
+        return y, _flatten(stage, nnx.state(module, nnx.BatchStat)) if settings["is_training"] else {}
 
     def pool(self, y: jax.Array, kind: str) -> jax.Array:
         """Reduce a stage's output to one vector an image.

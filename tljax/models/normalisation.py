@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from tljax.models.fused import layer_norm
+from tljax.models.kernels import PALLAS, PLAIN
+
 
 class BatchNorm(nnx.BatchNorm):
     """BatchNorm with torch's numbers; flax counts the momentum of 0.1 from the other end.
@@ -33,5 +36,9 @@ class LayerNorm(nnx.LayerNorm):
     def __init__(self, width: int, *, epsilon: float, rngs: nnx.Rngs):
         super().__init__(width, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, x: Array, *, mask: Any = None) -> Array:
+    def __call__(self, x: Array, *, mask: Any = None, way: str = PLAIN) -> Array:
+        if way == PALLAS:
+            assert self.scale is not None
+            assert self.bias is not None
+            return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
         return super().__call__(x, mask=mask).astype(x.dtype)

@@ -82,6 +82,11 @@ class ResNetConfig:
         """Stages that drop units."""
         return (HEAD,)
 
+    @property
+    def kernel_stages(self) -> tuple[str, ...]:
+        """None: XLA computes all stages."""
+        return ()
+
     def hidden_width(self, layer: int) -> int:
         """Channels of the 3x3 convolution of a bottleneck; `layer` counts from 0."""
         return self.widths[layer] // EXPANSION * self.width_per_group // 64 * self.groups

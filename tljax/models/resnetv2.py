@@ -84,6 +84,11 @@ class ResNetV2Config:
         return (HEAD,)
 
     @property
+    def kernel_stages(self) -> tuple[str, ...]:
+        """None: XLA computes all stages."""
+        return ()
+
+    @property
     def scaled_stem_width(self) -> int:
         """Channels that the stem puts out."""
         return self.stem_width * self.width_factor

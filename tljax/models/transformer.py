@@ -8,14 +8,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tljax.models.attention import attend
+from tljax.models.fused import bias_gelu
+from tljax.models.gelu import gelu
+from tljax.models.kernels import CHEAP, PALLAS, XLA, Kernels, attention_way, gelu_way
 from tljax.models.noise import Noise, drop_units
 from tljax.models.normalisation import LayerNorm
 from tljax.models.pooling import pool
 
+GELU = "gelu"
 # Where each comes from: erf in timm, Hugging Face, DeiT, MAE, DINO and LAION's CLIP; tanh in Google's ViT and SigLIP;
 # the sigmoid in OpenAI's CLIP.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    GELU: lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
@@ -24,7 +29,10 @@ CLS_DISTILLATION = "cls_distillation"
 
 
 class Attention(nnx.Module):
-    """Multi-head attention; of tokens to themselves where no context is given."""
+    """Multi-head attention; of tokens to themselves where no context is given.
+
+    To a context, it is computed by XLA.
+    """
 
     def __init__(self, width: int, num_heads: int, rngs: nnx.Rngs):
         self.num_heads = num_heads
@@ -33,10 +41,15 @@ class Attention(nnx.Module):
         self.value = nnx.Linear(width, width, rngs=rngs)
         self.out = nnx.Linear(width, width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None) -> Float[Array, "b n d"]:
-        context = x if context is None else context
-        query, key, value = self._heads(self.query(x)), self._heads(self.key(context)), self._heads(self.value(context))
-        mixed = jax.nn.dot_product_attention(query, key, value)
+    def __call__(
+        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None, *, kernels: Kernels | None = None
+    ) -> Float[Array, "b n d"]:
+        read = x if context is None else context
+        query, key, value = self._heads(self.query(x)), self._heads(self.key(read)), self._heads(self.value(read))
+        way = XLA
+        if context is None and kernels is not None:
+            way = attention_way(kernels, query.dtype, query.shape[-1])
+        mixed = attend(query, key, value, way=way)
         return self.out(mixed.reshape(x.shape))  # b n heads e -> b n (heads e)
 
     def _heads(self, x: Array) -> Array:
@@ -51,8 +64,14 @@ class Mlp(nnx.Module):
         self.fc1 = nnx.Linear(width, hidden_width, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_width, width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+    def __call__(self, x: Float[Array, "b n d"], *, kernels: Kernels | None = None) -> Float[Array, "b n d"]:
+        if self.activation != GELU or kernels is None:
+            return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        if kernels.bias_gelu == PALLAS:
+            assert self.fc1.bias is not None
+            return self.fc2(bias_gelu(x @ self.fc1.kernel[...], self.fc1.bias[...]))
+        hidden = self.fc1(x)
+        return self.fc2(gelu(hidden) if gelu_way(kernels) == CHEAP else ACTIVATIONS[GELU](hidden))
 
 
 class GatedMlp(nnx.Module):

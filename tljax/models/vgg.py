@@ -80,6 +80,11 @@ class VggConfig:
         """Stages that drop units: their own outputs, as published, or what the classifier reads."""
         return (FC1, FC2) if self.hidden_width else (HEAD,)
 
+    @property
+    def kernel_stages(self) -> tuple[str, ...]:
+        """None: XLA computes all stages."""
+        return ()
+
     def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
         """Return the module of one stage."""
         if stage == HEAD:

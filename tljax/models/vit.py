@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tljax.models.kernels import Kernels
 from tljax.models.net import HEAD, NORM
 from tljax.models.noise import Noise, drop_branch
 from tljax.models.normalisation import LayerNorm
@@ -143,6 +144,11 @@ class VitConfig:
         return (HEAD,)
 
     @property
+    def kernel_stages(self) -> tuple[str, ...]:
+        """Stages that choose between ways to compute the same thing."""
+        return self.branch_stages
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
         size = self.image_size
@@ -250,17 +256,19 @@ class Block(nnx.Module):
             self.mlp: nnx.Module = GatedMlp(width, hidden_width, rngs)
         else:
             self.mlp = Mlp(width, hidden_width, config.activation, rngs)
+        self.is_gated = config.activation == SWIGLU
         self.use_layer_scale = config.use_layer_scale
         if config.use_layer_scale:
             self.layer_scale1 = LayerScale(width)
             self.layer_scale2 = LayerScale(width)
 
     def __call__(
-        self, x: Float[Array, "b n d"], *, is_training: bool, noise: Noise | None = None
+        self, x: Float[Array, "b n d"], *, is_training: bool, noise: Noise | None = None, kernels: Kernels
     ) -> Float[Array, "b n d"]:
-        attended = self.attn(self.norm1(x))
+        attended = self.attn(self.norm1(x, way=kernels.layer_norm), kernels=kernels)
         attended = self.layer_scale1(attended) if self.use_layer_scale else attended
         x = x + drop_branch(attended, noise, branch=0)
-        mapped = self.mlp(self.norm2(x))
+        normalised = self.norm2(x, way=kernels.layer_norm)
+        mapped = self.mlp(normalised) if self.is_gated else self.mlp(normalised, kernels=kernels)
         mapped = self.layer_scale2(mapped) if self.use_layer_scale else mapped
         return x + drop_branch(mapped, noise, branch=1)

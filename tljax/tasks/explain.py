@@ -11,6 +11,7 @@ import jax
 from tljax.finetune.costs import count_flops, forward_flops, lower_step, stage_flops, step_batch
 from tljax.finetune.groups import format_partition, make_groups
 from tljax.finetune.optimizer import make_optimizer
+from tljax.models.kernels import Kernels, describe
 from tljax.paths import stage_of
 from tljax.tasks.caching import settle_caches
 from tljax.tasks.inputs import make_split, open_inputs
@@ -59,6 +60,7 @@ def _explain(plan: Plan) -> dict[str, float]:
     batch = step_batch(plan.forward, size, shape)
     lowered, state = lower_step(step_body(plan), plan.initial, plan.groups, stats, batch)
     step, forward = count_flops(lowered), forward_flops(plan.forward, size, shape)
+    _print_kernels(plan)
     by_stage, by_depth = stage_flops(net, size, shape), _flops_by_depth(plan, size, shape)
     print(f"{'stage':<12} {'BatchNorm':>10} {'forward':>9} {'step, if trained from here':>27}   GFLOPs an image")
     for stage, mode in norm_modes(plan).items():
@@ -76,6 +78,14 @@ def _explain(plan: Plan) -> dict[str, float]:
         "step_gflops_per_image": step / size / 1e9,
         "step_over_forward": step / forward,
     }
+
+
+def _print_kernels(plan: Plan) -> None:
+    """Say which ways the blocks of a transformer compute in."""
+    architecture: Any = plan.forward.net.architecture
+    if architecture.kernel_stages:
+        dtype, head_width = plan.forward.compute_dtype or "float32", architecture.width // architecture.num_heads
+        print(f"kernels {describe(plan.forward.kernels or Kernels(), dtype, head_width)}")
 
 
 def norm_modes(plan: Plan) -> dict[str, str]:

@@ -17,6 +17,7 @@ from tljax.data.pipeline import ordered_batches, training_batches
 from tljax.data.share import WHOLE, Share
 from tljax.features.prefix import build_prefix, ordered_prefix_batches, prefix_batches, prefix_spec
 from tljax.features.store import FeatureStore
+from tljax.finetune.costs import step_batch
 from tljax.finetune.step import Batch
 from tljax.tasks.execution import execution_of
 from tljax.tasks.inputs import Inputs
@@ -96,6 +97,18 @@ def cache_room(config: Mapping[str, Any]) -> CacheRoom | None:
     size = execution_of(config).image_cache_gb
     directory = Path(config["cache_dir"]) / "images"
     return CacheRoom(directory=directory, budget_bytes=int(size * 1e9)) if size else None
+
+
+def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of what the steps of a phase read of a batch, before there is any."""
+    size, targets = plan.recipe.batch_size, plan.inputs.source.targets
+    shapes = step_batch(plan.forward, size, plan.inputs.pretrained.preprocess.shape)
+    if targets is not None:
+        shapes["label"] = jax.ShapeDtypeStruct((size, *targets.shape[1:]), targets.dtype)
+    if plan.bank is not None:
+        dtype = call("prefix", plan.config, Prefix).dtype
+        shapes["activation"] = jax.ShapeDtypeStruct(shapes["activation"].shape, dtype)
+    return shapes
 
 
 def open_once(plans: Sequence[Plan]) -> list[Callable[[], Feed]]:

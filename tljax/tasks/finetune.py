@@ -1,5 +1,6 @@
 """Fine-tune: frozen early stages, late stages at a low rate, a new head at a higher one."""
 
+import functools
 import io
 import logging
 from collections.abc import Mapping
@@ -25,7 +26,16 @@ from tljax.tasks.plan import Plan
 from tljax.tasks.relative import NORMS, plan_run
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call
-from tljax.tasks.training import Result, make_phases, mesh_of, partition, result_of, test_predictions
+from tljax.tasks.startup import STARTUP, Startup
+from tljax.tasks.training import (
+    Result,
+    make_phases,
+    mesh_of,
+    partition,
+    result_of,
+    step_arguments,
+    test_predictions,
+)
 from tljax.tasks.tuned import save_tuned
 
 NAME = "finetune"
@@ -44,6 +54,7 @@ def run(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
 
 def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, float]:
     """Train from the latest checkpoint on, and test."""
+    startup = Startup(workdir / STARTUP, inputs.opening_s)
     source = inputs.source
     call("evaluate", config, check_evaluation, source)
     split = open_split(config, source, workdir)
@@ -55,11 +66,15 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     for plan, of_phase in zip(plans, rows, strict=True):
         log.info("%d steps\n%s", plan.num_steps, format_partition(of_phase))
     feeds = open_once(plans)
+    startup.mark("plan")
+    phases = make_phases(plans, feeds, split, config["seed"])
+    arguments = [functools.partial(step_arguments, plans, phases, index) for index in range(len(phases))]
+    phases = startup.watch(phases, arguments, workdir / CHECKPOINTS)
     # Computed now, while the directory can still be left to a mended config.
     feeds[0]()
+    startup.mark("stored prefix")
     # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
     processes.on_first(lambda: _note_plan(workdir, source, split, rows, decisions, norms))
-    phases = make_phases(plans, feeds, split, config["seed"])
     state, index = _train(config, phases, plans[0], workdir)
     plan, feed = plans[index], feeds[index]()
     before, after = inputs.identity["params"], inputs.pretrained.fingerprint()

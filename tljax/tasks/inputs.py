@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -38,10 +39,17 @@ CLASSES = "classes.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Data and pretrained net of a run."""
+    """Data and pretrained net of a run.
+
+    Args:
+        source: the data.
+        pretrained: the net.
+        opening_s: seconds that it took to open each, for the record.
+    """
 
     source: Source
     pretrained: Pretrained
+    opening_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -66,11 +74,14 @@ class Inputs:
 
 def open_inputs(config: Mapping[str, Any]) -> Inputs:
     """Open `config.data`, and `config.model` with a new head for its classes."""
+    began = time.perf_counter()
     source = open_data(config)
+    data_at = time.perf_counter()
     pretrained = call("model", config, load, num_classes=len(source.class_names))
+    opening_s = {"open data": data_at - began, "load weights": time.perf_counter() - data_at}
     log.info("%s: %d images, %s", source.name, len(source), _count_classes(source))
     log.info("%s at %s px: %s", pretrained.name, pretrained.preprocess.size, pretrained.report)
-    return Inputs(source=source, pretrained=pretrained)
+    return Inputs(source=source, pretrained=pretrained, opening_s=opening_s)
 
 
 def open_data(config: Mapping[str, Any]) -> Source:

@@ -19,6 +19,7 @@ from tljax.finetune.penalties import BSS, Penalty, make_penalties
 from tljax.finetune.schedules import make_schedules
 from tljax.models.net import Net
 from tljax.models.noise import Regularise, stage_rates
+from tljax.tasks.execution import execution_of
 from tljax.tasks.inputs import Inputs
 from tljax.tasks.methods import label_params, low_rank_deltas, make_loss
 from tljax.tasks.recipe import Prefix, Recipe, phase_configs
@@ -164,6 +165,7 @@ def _forward(config: dict[str, Any], recipe: Recipe, net: Net, groups: Groups, s
         regularise=call_optional("regularise", config, Regularise, None),
         compute_dtype=None if recipe.compute_dtype == "float32" else recipe.compute_dtype,
         use_remat=recipe.use_remat,
+        kernels=execution_of(config).chosen_kernels,
     )
     _check_regularise(forward)
     return forward

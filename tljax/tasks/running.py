@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from tljax import plain, processes, rundir
+from tljax.tasks.compiled import keep_compiled
 from tljax.tasks.execution import execution_of, identity_of
 from tljax.tasks.inputs import Inputs, open_inputs
 from tljax.tasks.sections import select
@@ -66,6 +67,7 @@ def run_task(
         found = processes.on_first(lambda: stack.enter_context(rundir.only_process(workdir)) or find())
         if found is not None:
             return found
+        stack.enter_context(keep_compiled(execution.compiled_folder(workdir)))
         opened: Any = inputs or (opens or open_inputs)(chosen)
         _check_same(opened.identity)
         processes.on_first(

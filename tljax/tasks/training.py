@@ -13,17 +13,17 @@ from jax import core
 
 from tljax import plain
 from tljax.data.splits import Split, hashed_seed
-from tljax.devices import fetch, make_mesh, place
+from tljax.devices import fetch, make_mesh, place, shapes_on
 from tljax.finetune.costs import step_batch, trace_step
 from tljax.finetune.devices import make_eval_step, make_train_step, predict
 from tljax.finetune.groups import partition_table
-from tljax.finetune.phases import Phase
+from tljax.finetune.phases import Phase, shapes_in_phase
 from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_state
 from tljax.finetune.step import originals, train_body
 from tljax.paths import stage_of
 from tljax.tasks.evaluation import evaluate, probabilities_for
 from tljax.tasks.execution import execution_of
-from tljax.tasks.feed import Feed
+from tljax.tasks.feed import Feed, batch_shapes
 from tljax.tasks.plan import Plan
 from tljax.weights.adapt import adapt
 from tljax.weights.tables import LAYOUTS
@@ -120,14 +120,26 @@ def _enter(plans: list[Plan], index: int, before: TrainState | None) -> TrainSta
     )
 
 
+def step_arguments(plans: list[Plan], phases: list[Phase], index: int) -> tuple[TrainState, Fixed, dict[str, Any]]:
+    """Return the shapes of what the step of a phase takes, before there is any of it."""
+    mesh = mesh_of(plans[index].config)
+    state = shapes_in_phase(phases, index, mesh)
+    return state, shapes_on(_fixed(plans[index], state), mesh), batch_shapes(plans[index])
+
+
 def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
     """Bring to the devices what the steps of a phase read."""
+    return place(_fixed(plan, state), mesh_of(plan.config))
+
+
+def _fixed(plan: Plan, state: TrainState) -> Fixed:
+    """Choose what the steps of a phase read; of the state, only the paths are looked at."""
     net, changed = plan.forward.net, {*state.trained, *state.settled}
     first = net.depth(plan.start)
     running = {path: value for path, value in plan.initial.items() if net.depth(stage_of(path)) >= first}
     fixed = {path: value for path, value in running.items() if path not in changed}
     original, stats = originals(plan.forward, state.trained, plan.penalties, plan.initial, plan.inputs.pretrained.stats)
-    return place(Fixed(params=fixed, original=original, original_stats=stats), mesh_of(plan.config))
+    return Fixed(params=fixed, original=original, original_stats=stats)
 
 
 def _validation(plan: Plan, feed: LazyFeed, split: Split) -> Any:
@@ -149,7 +161,8 @@ def evaluation_step(plan: Plan) -> Any:
     """Compile the prediction of probabilities from what the steps of a phase read."""
     return make_eval_step(
         plan.forward.net, plan.inputs.pretrained.preprocess, mesh_of(plan.config), start=plan.start,
-        compute_dtype=plan.forward.compute_dtype, probabilities=probabilities_for(plan.inputs.source),
+        compute_dtype=plan.forward.compute_dtype, kernels=plan.forward.kernels,
+        probabilities=probabilities_for(plan.inputs.source),
     )  # fmt: skip
 
 
