@@ -175,7 +175,8 @@ def test_an_array_preempted_in_three_ways_gives_the_bits_of_the_local_pool(root,
     status, out = launch(root, folder, *flags)
     assert status == 0, out
     assert out.count("done") == 8
-    assert [starts(run) for run in runs] == [1 + (run in held) for run in runs]
+    # The job that comes first pushes out whatever runs then, so others may have begun twice, too.
+    assert all(starts(run) >= 2 for run in held)
     for run in runs:
         assert_same_bits(run, pool / run.name)
 
