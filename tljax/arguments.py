@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 
 def make_flags(**kinds: type) -> flags.FlagValues:
-    """Define flags, each None until it is given.
+    """Define flags, each None until it is given; one of kind `list` takes a string each time that it is given.
 
     They live in an object of their own: absl's global one belongs to the program that imports this. Called as
     `values(arguments)` it returns what is no flag, the name of the program first; as
@@ -20,6 +20,7 @@ def make_flags(**kinds: type) -> flags.FlagValues:
     values = flags.FlagValues()
     define: dict[type, Any] = {
         bool: flags.DEFINE_boolean, float: flags.DEFINE_float, int: flags.DEFINE_integer, str: flags.DEFINE_string,
+        list: flags.DEFINE_multi_string,
     }  # fmt: skip
     for name, kind in kinds.items():
         define[kind](name, None, "", flag_values=values)

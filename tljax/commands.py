@@ -12,6 +12,7 @@ from tljax.bench import bench
 from tljax.features.describe import describe_store
 from tljax.features.export import export_store
 from tljax.features.store import open_store
+from tljax.launching import launch
 from tljax.tasks.export import export_model
 from tljax.weights.catalog import entries
 from tljax.weights.describe import describe
@@ -118,6 +119,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "launch": (launch, "run a task, or many, in a pool of processes here or as jobs of SLURM, and go on with them"),
     "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
     "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),
     "features": (features, "say what a feature store holds, compare it with its checksums, write it as npy"),

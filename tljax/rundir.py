@@ -22,6 +22,8 @@ CONFIG = "config.json"
 DONE = "done.json"
 ENV = "env.json"
 INPUTS = "inputs.json"
+# A folder in which a launcher of runs keeps its own files.
+LAUNCH = "launch"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
 # What depends on the machine and its load, apart from the metrics, which do not.
@@ -190,6 +192,19 @@ def only_process(workdir: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def is_in_use(workdir: str | os.PathLike) -> bool:
+    """Tell whether a process works in a run directory, as `only_process` has it; one that is not there is free."""
+    path = Path(workdir) / LOCK
+    if not path.exists():
+        return False
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def find(
     workdir: str | os.PathLike, task: str, config: Mapping[str, Any], *, has_parts: bool = False
 ) -> dict[str, float] | None:
@@ -266,5 +281,5 @@ def has_work(workdir: str | os.PathLike) -> bool:
     return any(
         has_work(entry) if entry.is_dir() else entry.name not in (CONFIG, ENV, INPUTS)
         for entry in Path(workdir).iterdir()
-        if not entry.name.startswith(".")
+        if entry.name != LAUNCH and not entry.name.startswith(".")
     )
