@@ -83,7 +83,7 @@ def analyse(study: Study) -> Analysis:
         cells=_summaries(study, validation),
         choice=choice,
         pivot=pivot,
-        comparisons=[(cell, found) for cell, found in zip(compared, family, strict=False) if found],
+        comparisons=[(cell, found) for cell, found in zip(compared, family, strict=True) if found],
         effects=[dataclasses.replace(one, levels=_within(one.levels, study.metric)) for one in effects if one],
         interactions=[dataclasses.replace(one, means=_within(one.means, study.metric)) for one in pairs if one],
     )

@@ -101,7 +101,7 @@ def effects_table(analysis: Analysis) -> Table:
         share = f"{effect.num_complete}/{effect.num_blocks}"
         for level, mean in effect.levels.items():
             found = effect.effects.get(level)
-            name = f"{level} (reference)" if level == effect.reference else level
+            name = f"{level} (ref.)" if level == effect.reference else level
             rows.append([effect.factor, name, mean, *(_NO_TESTS if found is None else _tests(found)), share])
     note = (
         "A level against the reference of its factor, that of the baseline or the first, with all else and the seed "
