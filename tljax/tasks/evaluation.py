@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax.data.sources import Source
+from tljax.data.sources import Source, has_labels
 from tljax.metrics import (
     average_precisions,
     classification_metrics,
@@ -15,7 +15,6 @@ from tljax.metrics import (
     multi_label_metrics,
 )
 from tljax.paths import did_you_mean
-from tljax.tasks.inputs import has_labels
 
 
 def probabilities_for(source: Source) -> Callable[[jax.Array], jax.Array]:
