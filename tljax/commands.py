@@ -15,6 +15,8 @@ from tljax.features.describe import describe_store
 from tljax.features.export import export_store
 from tljax.features.store import open_store
 from tljax.launching import launch
+from tljax.replaying import replay
+from tljax.sweeping import sweep
 from tljax.tasks.card import write_card
 from tljax.tasks.export import export_model
 from tljax.tasks.predict import predict_files
@@ -156,6 +158,8 @@ def report(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "launch": (launch, "run a task, or many, in a pool of processes here or as jobs of SLURM, and go on with them"),
+    "sweep": (sweep, "plan or run a study: a grid of config fields and seeds, resumable, failures apart"),
+    "replay": (replay, "run the config of a run directory again, and say whether it gives the same bits"),
     "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
     "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),
     "features": (features, "say what a feature store holds, compare it with its checksums, write it as npy"),
