@@ -9,7 +9,7 @@ ROOT = Path(tljax.__file__).parent
 # From the top. Modules of one layer may import each other.
 LAYERS = (
     ("cli",),
-    ("commands", "bench"),
+    ("commands", "bench", "launching", "sweeping", "replaying"),
     ("tasks",),
     ("ablation",),
     ("finetune",),
@@ -17,7 +17,7 @@ LAYERS = (
     ("weights", "data", "metrics", "calibration"),
     ("models", "resizing", "preprocess", "devices"),
     ("rundir", "preemption"),
-    ("processes",),
+    ("processes", "environment"),
     ("arguments", "paths", "plain"),
 )
 HEIGHT = {name: -position for position, layer in enumerate(LAYERS) for name in layer}

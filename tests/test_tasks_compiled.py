@@ -61,6 +61,8 @@ def test_the_second_time_programs_are_read(tmp_path):
     with count_events() as events:
         compute(factor=4.0)
     assert not events["cache_hits"] + events["cache_misses"]
+    # Nor does JAX remember that there was none.
+    assert events_of(tmp_path) == (1, 0)
     assert len(entries(tmp_path)) == 1
 
 

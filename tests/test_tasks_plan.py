@@ -9,7 +9,8 @@ import pytest
 from tests.small_runs import RESNET, make_config, write_model, write_pictures
 from tljax import rundir
 from tljax.models import Net, VggConfig
-from tljax.tasks import explain, finetune, relative
+from tljax.models.kernels import Kernels
+from tljax.tasks import explain, finetune, relative, training
 from tljax.tasks.inputs import open_inputs, open_split
 from tljax.tasks.plan import plan_phases
 from tljax.tasks.relative import plan_run
@@ -185,6 +186,18 @@ def test_a_choice_that_a_later_mistake_stops_leaves_the_directory_free(root, tmp
     with pytest.raises(ValueError, match="float64"):
         finetune.run(config, tmp_path / "run")
     assert not rundir.has_work(tmp_path / "run")
+
+
+def test_kernels_of_the_config_reach_the_steps(root, opened, monkeypatch):
+    config = select("finetune", make_config(root, execution={"kernels": {"gelu": "cheap"}}))
+    (plan,) = plan_run(config, *opened).plans
+    assert plan.forward.kernels == Kernels(gelu="cheap")
+    seen = {}
+    monkeypatch.setattr(training, "make_eval_step", lambda *_, **settings: seen.update(settings))
+    training.evaluation_step(plan)
+    assert seen["kernels"] == Kernels(gelu="cheap")
+    unknown = make_config(root, execution={"kernels": {"gelu": "fast"}})
+    refuse(unknown, opened, "kernels: gelu is 'fast'.*, wanted auto, cheap, plain")
 
 
 def test_explain_prints_every_phase_and_makes_the_choice_by_gradients(root, capsys, monkeypatch):

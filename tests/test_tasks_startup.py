@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from tests.small_runs import CLASSES, make_config, metrics_of, remembering, writ
 from tljax import devices
 from tljax.devices import fetch, place
 from tljax.finetune.devices import put_inputs
-from tljax.tasks import ahead, finetune
+from tljax.finetune.phases import Phase
+from tljax.tasks import ahead, finetune, startup
 from tljax.tasks.ahead import AheadOfTime, compile_step, differences
 from tljax.tasks.feed import open_once
 from tljax.tasks.inputs import open_inputs, open_split
@@ -140,6 +142,25 @@ def test_shapes_foretell_the_arrays_of_a_run(root, tmp_path, name, monkeypatch):
             assert leaf.sharding == shape.sharding
     # The shapes are worth comparing.
     assert len(jax.tree.leaves(batch)) == 2
+
+
+@pytest.mark.parametrize(("done", "begun"), [(0, [0]), (3, [0]), (4, [1]), (6, [1]), (7, [])])
+def test_the_step_that_is_next_is_compiled_first(tmp_path, monkeypatch, done, begun):
+    """Of two phases of 4 and 3 steps, from a checkpoint of so many steps."""
+    monkeypatch.setattr(startup, "last_saved", lambda directory: done)
+    seen = []
+    monkeypatch.setattr(AheadOfTime, "begin", lambda self: seen.append(self.jitted))
+    never: Any = lambda *_: None  # noqa: E731
+    steps: list[Any] = [lambda *_: None for _ in range(2)]
+    phases = [
+        Phase(
+            num_steps=num_steps, enter=never, open_fixed=never, train_step=step, batches=never, evaluate=None,
+            frozen_hash=never, learning_rate=never,
+        )
+        for num_steps, step in zip((4, 3), steps, strict=True)
+    ]  # fmt: skip
+    startup.Startup(tmp_path / "startup.json", {}).watch(phases, [never, never], tmp_path)
+    assert seen == [steps[index] for index in begun]
 
 
 def test_a_run_reports_its_starts_and_compiles_each_step_once(root, tmp_path, monkeypatch, caplog):

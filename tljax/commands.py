@@ -7,11 +7,16 @@ from pathlib import Path
 
 from absl import flags
 
+from tljax.ablation.study import read_study
+from tljax.ablation.study_report import FORMATS, write_study_report
 from tljax.arguments import make_flags
 from tljax.bench import bench
 from tljax.features.describe import describe_store
 from tljax.features.export import export_store
 from tljax.features.store import open_store
+from tljax.launching import launch
+from tljax.replaying import replay
+from tljax.sweeping import sweep
 from tljax.tasks.card import write_card
 from tljax.tasks.export import export_model
 from tljax.tasks.predict import predict_files
@@ -129,11 +134,37 @@ def features(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """Compare the runs of a study: tljax report DIR... [--to=DIR] [--metric=NAME] [--task=NAME] [--format=html,md,...].
+
+    DIR is the folder of a study, with its study.json, or one with run directories somewhere below it: what is compared
+    then are the config fields in which they differ. --metric is a name in done.json (default: that of the study, or
+    accuracy). --task chooses where there are runs of several tasks. --format is any of html, md, latex and csv, all of
+    them where it is not given, and --to where they are written (default: DIR/report). docs/report.md says what the
+    numbers mean.
+    """
+    values = make_flags(to=str, metric=str, task=str, format=str)
+    directories = values(list(arguments))[1:]
+    if not directories:
+        raise ValueError("no DIR given: tljax report DIR... [--to=DIR]")
+    if len(directories) > 1 and values.to is None:
+        raise ValueError("several DIRs are compared; say where the report goes with --to=DIR")
+    study = read_study(directories, metric=values.metric, task=values.task)
+    formats = FORMATS if values.format is None else values.format.split(",")
+    paths, summary = write_study_report(study, values.to or Path(directories[0], "report"), formats)
+    print(f"{summary}\n\nreport: {paths[0]}")
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "launch": (launch, "run a task, or many, in a pool of processes here or as jobs of SLURM, and go on with them"),
+    "sweep": (sweep, "plan or run a study: a grid of config fields and seeds, resumable, failures apart"),
+    "replay": (replay, "run the config of a run directory again, and say whether it gives the same bits"),
     "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
     "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),
     "features": (features, "say what a feature store holds, compare it with its checksums, write it as npy"),
     "bench": (bench, "measure the input of a config, or the training step, on this machine"),
+    "report": (report, "compare the runs of a study, or any runs: intervals, effects, charts and tables"),
     "export": (export, "write a fine-tuned run as StableHLO, for transformers, timm, torchvision or as npz"),
     "predict": (predict, "predict image files with a finished run, calibrated, the bad ones named"),
     "card": (card, "print the model card of a finished run, from its own records"),

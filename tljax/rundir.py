@@ -5,23 +5,21 @@ import fcntl
 import json
 import logging
 import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from tljax import plain
+from tljax.environment import environment
 
 CONFIG = "config.json"
 DONE = "done.json"
 ENV = "env.json"
+# Of a run of a study that has failed.
+ERROR = "error.json"
 INPUTS = "inputs.json"
+# A folder in which a launcher of runs keeps its own files.
+LAUNCH = "launch"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
 # What depends on the machine and its load, apart from the metrics, which do not.
@@ -122,51 +120,6 @@ def keep_metrics_before(path: str | os.PathLike, step: int) -> None:
     write_bytes(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
 
 
-def environment() -> dict[str, Any]:
-    """Describe what a result depends on beside the config: versions, devices, git state, processor."""
-    packages = (
-        "tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "simplejpeg",
-        "tensorflow-datasets",
-    )  # fmt: skip
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in packages},
-        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-        "cpu_count": os.cpu_count(),
-        "git": _git_state(),
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _git_state() -> str:
-    """Commit of the source tree, with `-dirty` when it has changes; `unknown` outside a checkout."""
-    commit = _git("describe", "--always", "--abbrev=12")
-    # Not `describe --dirty`: it locks the index, and a process that is killed would leave the lock behind.
-    changes = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
-    if not commit or changes is None:
-        return "unknown"
-    return f"{commit}-dirty" if changes else commit
-
-
-def _git(*arguments: str) -> str | None:
-    """Return what git says of the source tree; None where it fails."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
 @contextlib.contextmanager
 def only_process(workdir: str | os.PathLike) -> Iterator[None]:
     """Keep other processes out of a run directory until the context is left, or this process ends, however it ends.
@@ -188,6 +141,19 @@ def only_process(workdir: str | os.PathLike) -> Iterator[None]:
         except OSError as error:
             raise OSError(error.errno, f"cannot lock {workdir}: {error.strerror}; use a --workdir elsewhere") from error
         yield
+
+
+def is_in_use(workdir: str | os.PathLike) -> bool:
+    """Tell whether a process works in a run directory, as `only_process` has it; one that is not there is free."""
+    path = Path(workdir) / LOCK
+    if not path.exists():
+        return False
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def find(
@@ -264,7 +230,7 @@ def starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 def has_work(workdir: str | os.PathLike) -> bool:
     """Tell whether a run directory, or one inside of it, holds more than what a start writes."""
     return any(
-        has_work(entry) if entry.is_dir() else entry.name not in (CONFIG, ENV, INPUTS)
+        has_work(entry) if entry.is_dir() else entry.name not in (CONFIG, ENV, ERROR, INPUTS)
         for entry in Path(workdir).iterdir()
-        if not entry.name.startswith(".")
+        if entry.name != LAUNCH and not entry.name.startswith(".")
     )

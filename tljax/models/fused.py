@@ -112,7 +112,8 @@ def _layer_norm_backward_kernel(
         place = (row[:, None], channel[None])
         x, dy = _load(x_ref.at[place], mask), _load(dy_ref.at[place], mask)
         mean, inverse = _load(mean_ref.at[row], has_row), _load(inverse_ref.at[row], has_row)
-        normalised = jnp.where(mask, (x - mean[:, None]) * inverse[:, None], 0.0)
+        # Where the mask is off, dy is 0.
+        normalised = (x - mean[:, None]) * inverse[:, None]
         scaled = dy * scale[None]
         along = jnp.sum(scaled * normalised, axis=1) / width
         level = jnp.sum(scaled, axis=1) / width

@@ -4,6 +4,8 @@ from tljax.tasks import explain, extract, finetune, lr_find, probe, select, soup
 
 # Tasks that write nothing, and need no run directory.
 WITHOUT_WORKDIR = (explain.NAME,)
+# Tasks whose work is in run directories inside of theirs.
+WITH_PARTS = (transfer.NAME,)
 
 TASKS = {
     extract.NAME: (extract.run, "run images to chosen stages once and store the features"),

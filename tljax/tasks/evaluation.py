@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.calibration import SIGMOID, SOFTMAX
-from tljax.data.sources import Source
+from tljax.data.sources import Source, has_labels
 from tljax.metrics import (
     average_precisions,
     classification_metrics,
@@ -16,7 +16,6 @@ from tljax.metrics import (
     multi_label_metrics,
 )
 from tljax.paths import did_you_mean
-from tljax.tasks.inputs import has_labels
 
 
 def kind_of(source: Source) -> str:

@@ -154,7 +154,8 @@ class _Kitchen:
         net, preprocess = self.model.net, self.model.preprocess
         params, stats = ({path: arrays[path] for path in paths} for paths in (net.shapes, net.stat_shapes))
         batches = ordered_batches(self.inputs.source, indices, preprocess, self.batch_size)
-        return predict(self.eval_step, *place((params, stats), self.mesh), batches, self.mesh)
+        params, stats = place((params, stats), self.mesh)
+        return predict(self.eval_step, params, stats, batches, self.mesh)
 
     def score(self, arrays: Arrays, indices: np.ndarray) -> float:
         found, scores = self.predict(arrays, indices)
