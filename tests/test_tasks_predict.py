@@ -4,6 +4,10 @@ import csv
 import dataclasses
 import io
 import json
+import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -265,6 +269,34 @@ def test_the_test_part_of_a_run_is_predicted_as_the_run_did(root, temperature):
     np.testing.assert_allclose(
         hot / hot.sum(axis=1, keepdims=True), [before[index] for index in split.test.tolist()], rtol=0, atol=1e-5
     )
+
+
+def test_every_command_of_the_page_runs(root, tmp_path, monkeypatch, capfd):
+    page = (Path(__file__).parents[1] / "docs" / "predict.md").read_text()
+    (tmp_path / "RUN").symlink_to(root / "run")
+    shutil.copytree(root / "pictures", tmp_path / "IMAGES")
+    (tmp_path / "photo.png").write_bytes(pictures(root)[0].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    # A new process would take seconds; the commands are those of this one.
+    for line in re.findall(r"^    (\S.*)$", page, re.MULTILINE):
+        first, *rest = line.split(" | ")
+        program, *arguments = shlex.split(rest[0] if rest else first)
+        if rest:
+            piped = subprocess.run(first, shell=True, capture_output=True, check=True, cwd=tmp_path).stdout
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped)))
+        if program == "tljax":
+            assert main(arguments) == 0, line
+        else:
+            monkeypatch.setattr(sys, "argv", arguments)
+            runpy.run_path(arguments[0], run_name="__main__")
+    capfd.readouterr()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert len(names["found"].labels) == 2
+    assert len(table("found.csv")) == 81
+    assert len(json.loads(Path("found.json").read_text())["predictions"]) == 81
+    assert {path.name for path in Path("program").iterdir()} >= set(re.findall(r"`(\w+\.(?:stablehlo|npz))`", page))
 
 
 _MEASURE = """
