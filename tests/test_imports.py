@@ -9,15 +9,15 @@ ROOT = Path(tljax.__file__).parent
 # From the top. Modules of one layer may import each other.
 LAYERS = (
     ("cli",),
-    ("commands", "bench", "launching"),
+    ("commands", "bench", "launching", "sweeping", "replaying"),
     ("tasks",),
     ("ablation",),
     ("finetune",),
     ("features",),
-    ("weights", "data", "metrics"),
-    ("models", "preprocess", "devices"),
+    ("weights", "data", "metrics", "calibration"),
+    ("models", "resizing", "preprocess", "devices"),
     ("rundir", "preemption"),
-    ("processes",),
+    ("processes", "environment"),
     ("arguments", "paths", "plain"),
 )
 HEIGHT = {name: -position for position, layer in enumerate(LAYERS) for name in layer}

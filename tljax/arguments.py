@@ -2,10 +2,11 @@
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -43,7 +44,7 @@ def parse_config(arguments: Sequence[str]) -> dict[str, Any]:
         return _load(list(arguments))
     except Exception as error:
         # A config is a program, and fails in as many ways.
-        raise ValueError(_explain(error, arguments)) from error
+        raise ValueError(explain(error, arguments)) from error
 
 
 def _load(arguments: list[str]) -> dict[str, Any]:
@@ -60,8 +61,31 @@ def _load(arguments: list[str]) -> dict[str, Any]:
     return to_dict()
 
 
-def _explain(error: BaseException, arguments: Sequence[str]) -> str:
-    """Say what is wrong with a call, or where in its config file."""
+def change_config(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Override fields of a config with `--config.section.key=value`.
+
+    Args:
+        config: plain values.
+        arguments: the name of the command, then these flags and no others.
+
+    Raises:
+        ValueError: the config has no such field, or none of such values.
+    """
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", ml_collections.ConfigDict(config), "Config.", flag_values=values, sys_argv=list(arguments)
+        )
+        rest = values(list(arguments))[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(explain(error, arguments)) from error
+    if rest:
+        raise ValueError(f"not understood: {' '.join(rest)}; options are written --name=value")
+    return values.config.to_dict()
+
+
+def explain(error: BaseException, arguments: Sequence[str]) -> str:
+    """Say what is wrong with a call, or where in the file that is named in it."""
     values = [following if flag.strip("-") == "config" else flag for flag, following in pairwise([*arguments, ""])]
     named = [value.partition("config=")[2] or value for value in values]
     # A file may be followed by an argument.

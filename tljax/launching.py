@@ -2,9 +2,11 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
+
+from absl import flags
 
 from tljax import preemption, processes
 from tljax.ablation.launch import Where
@@ -44,26 +46,34 @@ def launch(arguments: Sequence[str]) -> int:
     if len(arguments) < 2 or arguments[1].startswith("-"):
         raise ValueError("wanted a TASK first: tljax launch TASK --config=FILE --workdir=DIR --on=local|slurm")
     task = arguments[1]
-    kinds = {name: kind for place in _PLACES.values() for name, kind in _flags_of(place).items()}
-    values = make_flags(workdir=str, on=str, seeds=str, wait=bool, **kinds)
+    values = make_flags(workdir=str, on=str, seeds=str, wait=bool, **place_kinds())
     rest = values([f"launch {task}", *arguments[2:]], known_only=True)
     missing = [f"--{name}" for name in ("workdir", "on") if values[name].value is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing; `tljax launch --help` says more")
-    where = _place(values.on, {name: values[name].value for name in kinds if values[name].value is not None})
+    where = place_of(values.on, values)
     run = Run(task=task, config=parse_config(rest), workdir=values.workdir)
     runs = [run] if values.seeds is None else runs_of_seeds(run, parse_seeds(values.seeds))
+
+    def work() -> int:
+        outcomes = launch_tasks(runs, where, wait=values.wait is not False)
+        print(table(outcomes))
+        return 0 if all(outcome.state == DONE for outcome in outcomes) else UNFINISHED
+
+    return until_told(work)
+
+
+def until_told(work: Callable[[], int]) -> int:
+    """Do what starts runs and returns an exit status, or return that of what has told this process to end."""
     try:
         with preemption.ending_at_once():
-            outcomes = launch_tasks(runs, where, wait=values.wait is not False)
+            return work()
     except processes.Preempted as error:
         log.warning("%s", error)
         return processes.REQUEUE
     except KeyboardInterrupt:
         log.warning("stopped; the same command goes on. Jobs that SLURM has do not stop; scancel ends them")
         return INTERRUPTED
-    print(table(outcomes))
-    return 0 if all(outcome.state == DONE for outcome in outcomes) else UNFINISHED
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -98,6 +108,20 @@ def table(outcomes: Sequence[Outcome]) -> str:
             tail = log_tail(outcome.log).replace("\n", "\n    ")
             lines.append(f"\n{name}: the end of {outcome.log}\n    {tail or '(nothing printed)'}")
     return "\n".join(lines)
+
+
+def place_kinds() -> dict[str, type]:
+    """Return the kinds of the flags that are the fields of the places, beside `--on`, which names one."""
+    return {name: kind for place in _PLACES.values() for name, kind in _flags_of(place).items()}
+
+
+def place_of(name: str, values: flags.FlagValues) -> Where:
+    """Return where to run, of `--on` and the flags of `place_kinds`.
+
+    Raises:
+        ValueError: there is no such place, or flags are not for it or missing.
+    """
+    return _place(name, {flag: values[flag].value for flag in place_kinds() if values[flag].value is not None})
 
 
 def _flags_of(place: type[LocalPool] | type[Slurm]) -> dict[str, type]:

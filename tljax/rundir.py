@@ -5,22 +5,18 @@ import fcntl
 import json
 import logging
 import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from tljax import plain
+from tljax.environment import environment
 
 CONFIG = "config.json"
 DONE = "done.json"
 ENV = "env.json"
+# Of a run of a study that has failed.
+ERROR = "error.json"
 INPUTS = "inputs.json"
 # A folder in which a launcher of runs keeps its own files.
 LAUNCH = "launch"
@@ -122,51 +118,6 @@ def keep_metrics_before(path: str | os.PathLike, step: int) -> None:
     """Drop the records at or after `step`, which a resumed run is about to write again."""
     records = [record for record in read_metrics(path) if record["step"] < step]
     write_bytes(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
-
-
-def environment() -> dict[str, Any]:
-    """Describe what a result depends on beside the config: versions, devices, git state, processor."""
-    packages = (
-        "tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "simplejpeg",
-        "tensorflow-datasets",
-    )  # fmt: skip
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in packages},
-        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-        "cpu_count": os.cpu_count(),
-        "git": _git_state(),
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _git_state() -> str:
-    """Commit of the source tree, with `-dirty` when it has changes; `unknown` outside a checkout."""
-    commit = _git("describe", "--always", "--abbrev=12")
-    # Not `describe --dirty`: it locks the index, and a process that is killed would leave the lock behind.
-    changes = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
-    if not commit or changes is None:
-        return "unknown"
-    return f"{commit}-dirty" if changes else commit
-
-
-def _git(*arguments: str) -> str | None:
-    """Return what git says of the source tree; None where it fails."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
 
 
 @contextlib.contextmanager
@@ -279,7 +230,7 @@ def starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 def has_work(workdir: str | os.PathLike) -> bool:
     """Tell whether a run directory, or one inside of it, holds more than what a start writes."""
     return any(
-        has_work(entry) if entry.is_dir() else entry.name not in (CONFIG, ENV, INPUTS)
+        has_work(entry) if entry.is_dir() else entry.name not in (CONFIG, ENV, ERROR, INPUTS)
         for entry in Path(workdir).iterdir()
         if entry.name != LAUNCH and not entry.name.startswith(".")
     )

@@ -1,7 +1,7 @@
 """Run many configs, each in its own directory: in a pool of processes on this machine, or as jobs of SLURM."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tljax import rundir
@@ -13,7 +13,9 @@ from tljax.ablation.slurm import Slurm
 Where = LocalPool | Slurm
 
 
-def launch(runs: Sequence[Run], where: Where, *, find: Find, wait: bool = True) -> list[Outcome]:
+def launch(
+    runs: Sequence[Run], where: Where, *, find: Find, wait: bool = True, ended: Callable[[Outcome], None] | None = None
+) -> list[Outcome]:
     """Start the runs that are not finished, and say how far all are.
 
     The run directories are the only state. Whatever ends this function, or the machine that it runs on, call it again
@@ -26,6 +28,7 @@ def launch(runs: Sequence[Run], where: Where, *, find: Find, wait: bool = True) 
         find: returns the results of a finished run, and None of any other.
         wait: until no run is left that waits or runs; False returns when all are submitted. A local pool ends with
             this function, so it cannot do without.
+        ended: called with the outcome of each run that ends here; of a local pool at once, of SLURM when all have.
 
     Returns:
         One outcome for each run, in their order. A run that fails does not stop the others.
@@ -44,8 +47,12 @@ def launch(runs: Sequence[Run], where: Where, *, find: Find, wait: bool = True) 
     folder = common_folder(runs)
     if isinstance(where, LocalPool):
         with rundir.only_process(folder):
-            return _in_order(runs, local_pool.run_all(left, where, find), find)
-    return _in_order(runs, slurm.run_all(left, where, find, folder, wait=wait), find)
+            return _in_order(runs, local_pool.run_all(left, where, find, ended), find)
+    outcomes = slurm.run_all(left, where, find, folder, wait=wait)
+    if ended is not None:
+        for outcome in outcomes:
+            ended(outcome)
+    return _in_order(runs, outcomes, find)
 
 
 def common_folder(runs: Sequence[Run]) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,12 @@ class _Attempt:
     started: float = 0.0
 
 
-def run_all(runs: Sequence[Run], pool: LocalPool, find: Find) -> list[Outcome]:
+def run_all(
+    runs: Sequence[Run], pool: LocalPool, find: Find, ended: Callable[[Outcome], None] | None = None
+) -> list[Outcome]:
     """Run all to their ends; return how they ended, in the order in which they did.
+
+    `ended` is called with each outcome at once.
 
     Whatever ends this, Ctrl-C and `Preempted` among it, first ends the runs, which save what they have; a second
     Ctrl-C does not wait for them.
@@ -104,8 +108,10 @@ def run_all(runs: Sequence[Run], pool: LocalPool, find: Find) -> list[Outcome]:
                 outcome = _judge(attempt, pool, find)
                 if outcome is None:
                     waiting.append(attempt)
-                else:
-                    outcomes.append(outcome)
+                    continue
+                outcomes.append(outcome)
+                if ended is not None:
+                    ended(outcome)
             time.sleep(POLL_S)
     return outcomes
 

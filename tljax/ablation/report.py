@@ -3,7 +3,7 @@
 A report is made of plain values, so that it can be written again from a JSON file:
 
     title, subtitle: text
-    starts: [{started, argv, python, platform, packages, devices, cpu_count, git}], as `rundir.environment` gives them
+    starts: [{started, argv, python, platform, packages, devices, cpu_count, git}], as `tljax.environment` has them
     model: name, description, licence, num_params, image_size, stages, hash_before, hash_after (of the frozen backbone)
     data: name, num_images, class_names, class_counts, licence, splits: [{kind, repeats, train, val, test, description}]
     evaluations: [{method, features, depth or None, split, repeat, n_test, chosen: {name: value},

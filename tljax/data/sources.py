@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 from rich.progress import track
 
 from tljax.data.decode import decode_image
@@ -99,6 +99,12 @@ def source_opener(name: str) -> Callable[..., Source]:
     if name not in SOURCES:
         raise ValueError(f"no data source {name!r}{did_you_mean(name, SOURCES)}; known: {sorted(SOURCES)}")
     return SOURCES[name]
+
+
+def has_labels(source: Source) -> Bool[np.ndarray, "n k"]:
+    """Return which labels the examples of a multi-label source have: those with a target of at least 0.5."""
+    assert source.targets is not None
+    return source.targets >= 0.5
 
 
 def verify(source: Source) -> list[tuple[str, str]]:

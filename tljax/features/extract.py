@@ -26,6 +26,7 @@ from tljax.data.bank import Bank
 from tljax.data.pipeline import bank_batches
 from tljax.data.sources import Source
 from tljax.devices import MESH_AXES, make_mesh
+from tljax.environment import environment
 from tljax.features.store import META, FeatureStore, open_store
 from tljax.features.taps import Pooling, describe_pooling, make_taps, of_stages, run_to_taps, running_stages
 from tljax.features.writing import open_for_writing
@@ -174,7 +175,7 @@ def _fill(
     missing = processes.on_first(store.missing_shards)
     log.info("making %d of %d shards in %s", len(missing), store.num_shards, store.directory)
     if processes.is_first() and missing:
-        rundir.write_json(store.directory / "env.json", rundir.environment())
+        rundir.write_json(store.directory / "env.json", environment())
     # Each process makes shards of its own.
     missing = missing[jax.process_index() :: jax.process_count()]
     if not missing:

@@ -178,7 +178,7 @@ def estimate(from_images: Plan, stored: Plan, split: Split, speeds: Speeds, *, i
         is_last: the phase is the one after which the test images are predicted.
     """
     recipe, num_images = stored.recipe, len(stored.inputs.source)
-    step, rest = (_step_flops(plan) for plan in (from_images, stored))
+    step, rest = (step_flops(plan)[0] for plan in (from_images, stored))
     num_evaluations = math.ceil(stored.num_steps / recipe.evaluate_every)
     shown = stored.num_steps * recipe.batch_size + num_evaluations * len(split.val) + is_last * len(split.test)
     folder, spec, _, settings = locate_prefix(stored)
@@ -211,12 +211,16 @@ def prefix_bytes(plan: Plan) -> int:
     return len(plan.inputs.source) * plan.bank.views * row_bytes(stored)
 
 
-def _step_flops(plan: Plan) -> float:
-    """Count the FLOPs of a step for one image, before XLA optimises, which takes a tenth of the time."""
+def step_flops(plan: Plan) -> tuple[float, Any]:
+    """Count the FLOPs of a step for one image, before XLA optimises, which takes a tenth of the time.
+
+    Returns:
+        The FLOPs, and the shapes of the train state.
+    """
     # The parts of a batch are run by a loop, whose body is counted once.
     size = plan.recipe.batch_size // plan.recipe.num_parts
     plan = dataclasses.replace(plan, objective={**plan.objective, "num_parts": 1})
     pretrained = plan.inputs.pretrained
     batch = step_batch(plan.forward, size, pretrained.preprocess.shape)
-    lowered, _ = lower_step(step_body(plan), plan.initial, plan.groups, pretrained.stats, batch)
-    return lowered.cost_analysis()["flops"] / size
+    lowered, state = lower_step(step_body(plan), plan.initial, plan.groups, pretrained.stats, batch)
+    return lowered.cost_analysis()["flops"] / size, state

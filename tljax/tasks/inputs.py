@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool
 
 from tljax.data.label_split import label_split
-from tljax.data.sources import SOURCES, Source, source_opener
+from tljax.data.sources import SOURCES, Source, has_labels, source_opener
 from tljax.data.splits import (
     Fold,
     Split,
@@ -24,6 +23,7 @@ from tljax.data.splits import (
     load_split,
     stratified_split,
 )
+from tljax.data.subsets import limit_train
 from tljax.paths import did_you_mean
 from tljax.plain import fingerprint
 from tljax.tasks.sections import call
@@ -104,12 +104,6 @@ def _count_classes(source: Source) -> str:
     return ", ".join(f"{count} {name}" for name, count in zip(source.class_names, counts, strict=True))
 
 
-def has_labels(source: Source) -> Bool[np.ndarray, "n k"]:
-    """Return which labels the examples of a multi-label source have: those with a target of at least 0.5."""
-    assert source.targets is not None
-    return source.targets >= 0.5
-
-
 def make_split(
     source: Source,
     run_seed: int,
@@ -121,6 +115,7 @@ def make_split(
     strata: tuple[str, ...] = ("label",),
     groups: str | None = None,
     seed: int | None = None,
+    train_limit: int | None = None,
 ) -> Split:
     """Divide a source into train, validation and test.
 
@@ -137,19 +132,24 @@ def make_split(
             split takes for a label the whole set of them.
         groups: column of the source with what must stay whole; needed by "grouped".
         seed: of the split, for runs that differ in `config.seed` and share it; None takes that of the run.
+        train_limit: keep so many of the training examples, in the proportions of their classes; those of a smaller
+            limit are among those of a larger one. Validation and test stay as they are. None keeps all.
 
     Raises:
-        ValueError: an unknown kind or column, or a grouped split without groups.
+        ValueError: an unknown kind or column, a grouped split without groups, or fewer training examples than wanted.
     """
     columns = _split_columns(source, strata, groups)
     split_seed = _split_seed(run_seed, seed, repeat)
     if kind == "stratified" and source.is_multi_label and "label" in strata:
         others = [columns[name][:, None] == np.unique(columns[name]) for name in strata if name != "label"]
-        return label_split(np.hstack([has_labels(source), *others]), split_seed, test_fraction, val_fraction)
-    table, membership = _strata_and_groups(columns, kind, strata, groups)
-    if membership is None:
-        return stratified_split(table, split_seed, test_fraction, val_fraction)
-    return grouped_split(membership, table, split_seed, test_fraction, val_fraction)
+        split = label_split(np.hstack([has_labels(source), *others]), split_seed, test_fraction, val_fraction)
+    else:
+        table, membership = _strata_and_groups(columns, kind, strata, groups)
+        if membership is None:
+            split = stratified_split(table, split_seed, test_fraction, val_fraction)
+        else:
+            split = grouped_split(membership, table, split_seed, test_fraction, val_fraction)
+    return split if train_limit is None else limit_train(split, columns["label"], split_seed, train_limit)
 
 
 def make_folds(
@@ -165,6 +165,7 @@ def make_folds(
     strata: tuple[str, ...] = ("label",),
     groups: str | None = None,
     seed: int | None = None,
+    train_limit: int | None = None,
 ) -> list[Fold]:
     """Deal images into folds as `make_split` divides them: by the same strata, and the same groups kept whole.
 
@@ -180,11 +181,12 @@ def make_folds(
         strata: as for `make_split`.
         groups: as for `make_split`.
         seed: as for `make_split`.
+        train_limit: of the split; `indices` are what it has left.
 
     Raises:
         ValueError: as `make_split` and `k_folds`.
     """
-    del test_fraction, val_fraction
+    del test_fraction, val_fraction, train_limit
     table, membership = _strata_and_groups(_split_columns(source, strata, groups), kind, strata, groups)
     of_groups = None if membership is None else membership[indices]
     return k_folds(indices, table[indices], num_folds, _split_seed(run_seed, seed, repeat), groups=of_groups)

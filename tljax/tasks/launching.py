@@ -1,6 +1,6 @@
 """Runs of tasks for the launcher, which knows neither tasks nor what their configs mean."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tljax import rundir
 from tljax.ablation.launch import Where, launch
@@ -12,7 +12,9 @@ from tljax.tasks.running import SEVERAL
 from tljax.tasks.sections import select
 
 
-def launch_tasks(runs: Sequence[Run], where: Where, *, wait: bool = True) -> list[Outcome]:
+def launch_tasks(
+    runs: Sequence[Run], where: Where, *, wait: bool = True, ended: Callable[[Outcome], None] | None = None
+) -> list[Outcome]:
     """Start the runs that are not finished, and say how far all are; see `ablation.launch.launch`.
 
     Raises:
@@ -25,7 +27,7 @@ def launch_tasks(runs: Sequence[Run], where: Where, *, wait: bool = True) -> lis
             f"{where.tasks} tasks of SLURM would train together, and {' and '.join(alone)} runs in one process; "
             f"several take {' and '.join(SEVERAL)}"
         )
-    return launch(runs, where, find=find_results, wait=wait)
+    return launch(runs, where, find=find_results, wait=wait, ended=ended)
 
 
 def find_results(run: Run) -> dict[str, float] | None:

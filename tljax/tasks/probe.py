@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tljax import rundir
-from tljax.data.sources import Source
+from tljax.data.sources import Source, has_labels
 from tljax.data.splits import Fold, Split, save_split
 from tljax.features.choosing import ProbeData
 from tljax.features.probes import PROBES
@@ -20,7 +20,7 @@ from tljax.paths import did_you_mean
 from tljax.tasks.evaluation import check_evaluation, evaluate, main_metric
 from tljax.tasks.extract import open_features
 from tljax.tasks.few_shot import FEW_SHOT, few_shot
-from tljax.tasks.inputs import SPLIT, Inputs, has_labels, make_folds, open_split
+from tljax.tasks.inputs import SPLIT, Inputs, make_folds, open_split
 from tljax.tasks.running import run_task
 from tljax.tasks.sections import call, call_optional
 

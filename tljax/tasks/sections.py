@@ -45,8 +45,13 @@ def select(task: str, config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the config has a section that no task knows, or lacks one that this task needs.
     """
     check_keys(f"the config of {task}", config, _KNOWN, _NEEDED[task])
-    wanted = (*_NEEDED[task], *_OPTIONAL.get(task, ()), EXECUTION)
+    wanted = sections_read(task)
     return {name: value for name, value in config.items() if name in wanted}
+
+
+def sections_read(task: str) -> tuple[str, ...]:
+    """Return what a task reads of a config, needed or not."""
+    return (*_NEEDED[task], *_OPTIONAL.get(task, ()), EXECUTION)
 
 
 def call(section: str, config: Mapping[str, Any], function: Callable[..., Result], *args: Any, **given: Any) -> Result:
