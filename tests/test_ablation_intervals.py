@@ -29,15 +29,18 @@ def test_few_values_have_the_t_interval_of_statsmodels_and_scipy():
     assert found.sd == pytest.approx(np.std(values, ddof=1), rel=1e-12)
 
 
-@pytest.mark.parametrize(("method", "ours"), [("percentile", percentile_interval), ("BCa", bca_interval)])
+# A resample with the mean of the values themselves counts half in the bias; scipy counts it by its last bit.
+@pytest.mark.parametrize(
+    ("method", "ours", "tolerance"), [("percentile", percentile_interval, 1e-9), ("BCa", bca_interval, 2e-4)]
+)
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_the_plain_bootstrap_is_that_of_scipy_on_the_same_resamples(method, ours, confidence):
+def test_the_plain_bootstrap_is_that_of_scipy_on_the_same_resamples(method, ours, tolerance, confidence):
     theirs = scipy.stats.bootstrap(
         (SKEWED,), np.mean, method=method, confidence_level=confidence, n_resamples=intervals.NUM_RESAMPLES,
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     found = ours(SKEWED, confidence, is_expanded=False)
-    assert found == pytest.approx((theirs.low, theirs.high), rel=1e-9)
+    assert found == pytest.approx((theirs.low, theirs.high), rel=tolerance)
     low, high = ours(SKEWED, confidence)
     assert low < found[0] < found[1] < high
 

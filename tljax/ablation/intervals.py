@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from tljax.ablation.stats import Estimate
 from tljax.metrics import mean_interval
@@ -97,7 +97,9 @@ def bca_interval(
         return float(values[0]), float(values[0])
     from scipy.special import ndtri
 
-    bias = ndtri(((means < mean).mean() + (means <= mean).mean()) / 2)
+    # Means of the same values in another order are level but for their last bits.
+    level = 1e-12 * np.abs(values).max()
+    bias = ndtri(((means < mean - level).mean() + (means <= mean + level).mean()) / 2)
     centred = values - mean
     acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
     shift = bias + _normal_ends(len(values), confidence, is_expanded=is_expanded)
@@ -106,12 +108,16 @@ def bca_interval(
 
 def resampled_means(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " r"]:
     """Return the means of `NUM_RESAMPLES` samples of n of n values with replacement."""
-    return values[_resamples(len(values))].mean(axis=1)
+    return _shares(len(values)) @ values
 
 
 @functools.lru_cache(maxsize=8)
-def _resamples(n: int) -> Int[np.ndarray, "r n"]:
-    return np.random.default_rng(_SEED).integers(0, n, (NUM_RESAMPLES, n))
+def _shares(n: int) -> Float[np.ndarray, "r n"]:
+    """Return how large a part each of n values has in each resample."""
+    drawn = np.random.default_rng(_SEED).integers(0, n, (NUM_RESAMPLES, n))
+    shares = np.zeros((NUM_RESAMPLES, n))
+    np.add.at(shares, (np.arange(NUM_RESAMPLES)[:, None], drawn), 1 / n)
+    return shares
 
 
 def _normal_ends(n: int, confidence: float, *, is_expanded: bool) -> np.ndarray:

@@ -168,7 +168,7 @@ def _cost_axis(scale: Scale, bottom: Number, *, is_logarithmic: bool) -> list[st
     if is_logarithmic and len(ticks) < 2:
         ticks = [scale.low * (1 - share) + scale.high * share for share in (0.1, 0.5, 0.9)]
     return [
-        text(scale(tick), bottom + 16, f"{10**tick:.3g}" if is_logarithmic else f"{tick:g}", "small", "middle")
+        text(scale(tick), bottom + 16, f"{10**tick:,.4g}" if is_logarithmic else f"{tick:g}", "small", "middle")
         for tick in ticks
     ]
 
