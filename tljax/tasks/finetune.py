@@ -76,7 +76,7 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     feeds[0]()
     startup.mark("stored prefix")
     # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
-    processes.on_first(lambda: _note_plan(workdir, source, split, rows, decisions, norms))
+    processes.on_first(lambda: note_plan(workdir, source, split, rows, decisions, norms))
     state, index = _train(config, phases, plans[0], workdir)
     plan, feed = plans[index], feeds[index]()
     before, after = inputs.identity["params"], inputs.pretrained.fingerprint()
@@ -84,10 +84,10 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
         raise RuntimeError(f"the pretrained params moved: hash {before} before, {after} after; please report this")
     result = result_of(state)
     scores = score_images(plan, result, feed, (split.val, split.test))
-    return processes.on_first(lambda: _conclude(workdir, plan, feed, split, result, int(state.step), scores))
+    return processes.on_first(lambda: conclude(workdir, plan, feed, split, result, int(state.step), scores))
 
 
-def _note_plan(
+def note_plan(
     workdir: Path, source: Source, split: Split, rows: list[list[dict[str, Any]]], decisions: list[dict[str, Any]],
     norms: Mapping[str, float] | None,
 ) -> None:  # fmt: skip
@@ -102,7 +102,7 @@ def _note_plan(
     rundir.write_json(workdir / CLASSES, list(source.class_names))
 
 
-def _conclude(
+def conclude(
     workdir: Path, plan: Plan, feed: Feed, split: Split, result: Result, step: int,
     scores: list[tuple[np.ndarray, np.ndarray]],
 ) -> dict[str, float]:  # fmt: skip

@@ -111,28 +111,33 @@ def partition(plan: Plan) -> list[dict[str, Any]]:
 def _enter(plans: list[Plan], index: int, before: TrainState | None) -> TrainState:
     plan = plans[index]
     if before is None:
-        trained, _ = plan.groups.split(plan.initial)
-        stats = plan.inputs.pretrained.stats
-        return init_state(trained, stats, plan.optimizer, averaged_stats=plan.averaged_stats(stats))
+        return enter_first(plan)
     resized = resize_state(before, plans[index - 1], plan)
     return enter_phase(
         resized, plan.initial, plan.groups, plan.optimizer, averaged_stats=plan.averaged_stats(resized.stats)
     )
 
 
+def enter_first(plan: Plan) -> TrainState:
+    """Return the state before the first step of a run."""
+    trained, _ = plan.groups.split(plan.initial)
+    stats = plan.inputs.pretrained.stats
+    return init_state(trained, stats, plan.optimizer, averaged_stats=plan.averaged_stats(stats))
+
+
 def step_arguments(plans: list[Plan], phases: list[Phase], index: int) -> tuple[TrainState, Fixed, dict[str, Any]]:
     """Return the shapes of what the step of a phase takes, before there is any of it."""
     mesh = mesh_of(plans[index].config)
     state = shapes_in_phase(phases, index, mesh)
-    return state, shapes_on(_fixed(plans[index], state), mesh), batch_shapes(plans[index])
+    return state, shapes_on(fixed_of(plans[index], state), mesh), batch_shapes(plans[index])
 
 
 def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
     """Bring to the devices what the steps of a phase read."""
-    return place(_fixed(plan, state), mesh_of(plan.config))
+    return place(fixed_of(plan, state), mesh_of(plan.config))
 
 
-def _fixed(plan: Plan, state: TrainState) -> Fixed:
+def fixed_of(plan: Plan, state: TrainState) -> Fixed:
     """Choose what the steps of a phase read; of the state, only the paths are looked at."""
     net, changed = plan.forward.net, {*state.trained, *state.settled}
     first = net.depth(plan.start)
