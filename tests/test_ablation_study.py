@@ -3,9 +3,11 @@ import inspect
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 
+from tests.small_runs import make_config as small_config
 from tests.study_runs import (
     FACTORS,
     accuracy_of,
@@ -14,14 +16,18 @@ from tests.study_runs import (
     write_failure,
     write_json,
     write_run,
-    write_study,
 )
-from tljax.ablation import choice
+from tests.study_runs import (
+    write_study as make_study,
+)
+from tljax import plain
+from tljax.ablation import choice, grid
 from tljax.ablation.choice import Validation, best, validation_value
 from tljax.ablation.run_records import CURVE_POINTS, read_run
 from tljax.ablation.study import read_study
 from tljax.ablation.study_analysis import analyse, groups_of, over_group
 from tljax.ablation.study_report import write_study_report
+from tljax.tasks.studies import plan_runs, write_study
 
 CELL = {"groups.freeze": "block_01", "schedule.learning_rate": 3e-4}
 LABELS = ("block_01", "0.0003")
@@ -29,7 +35,7 @@ LABELS = ("block_01", "0.0003")
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_study(tmp_path / "depth")
+    return make_study(tmp_path / "depth")
 
 
 def rewrite(path, name, **changes):
@@ -138,7 +144,7 @@ def test_what_cannot_be_compared_is_refused(folder, change, message):
 
 
 def test_two_studies_or_two_tasks_are_refused(folder, tmp_path):
-    other = write_study(tmp_path / "other", {"groups.freeze": ["embed"]}, seeds=[0])
+    other = make_study(tmp_path / "other", {"groups.freeze": ["embed"]}, seeds=[0])
     with pytest.raises(ValueError, match="are two studies"):
         read_study([folder, other])
     for path in (folder / "study.json", other / "study.json"):
@@ -244,7 +250,7 @@ def test_groups_are_cells_where_they_are_few_and_levels_where_they_are_many(fold
     found = over_group(pictures[0][0], "accuracy")
     assert found is not None
     assert found.n == 5
-    small = write_study(tmp_path / "small", {"groups.freeze": ["embed", "block_01"]}, seeds=range(2))
+    small = make_study(tmp_path / "small", {"groups.freeze": ["embed", "block_01"]}, seeds=range(2))
     (groups,) = groups_of(analyse(read_study([small])))
     assert [group.name for group in groups] == ["embed", "block_01"]
 
@@ -284,8 +290,7 @@ def named(tmp_path):
     said = {
         "title": "Recipes", "question": "Which?", "task": "finetune", "metric": "accuracy", "seeds": [0, 1, 2, 3],
         "factors": {"schedule.learning_rate": [1e-3, 1e-4, 1e-4]},
-        "labels": {"schedule.learning_rate": list(levels)},
-        "baseline": {"schedule.learning_rate": 1e-3}, "cells": cells,
+        "baseline": {"schedule.learning_rate": 1e-3}, "baseline_cell": {"recipe": "all"}, "cells": cells,
     }  # fmt: skip
     write_json(folder / "study.json", said)
     return folder
@@ -313,6 +318,9 @@ def test_a_study_that_names_its_runs_is_read_by_these_names(named, tmp_path):
         read_study([named, tmp_path / "store"])
     with pytest.raises(ValueError, match="is of task 'finetune', got --task=probe"):
         read_study([named], task="probe")
+    rewrite(named, "study.json", baseline_cell=None)
+    with pytest.raises(ValueError, match="has no level of recipe; `tljax sweep` writes it anew"):
+        read_study([named])
     # Without the declaration the configs say what differs, and the run that never had one is not there.
     (named / "study.json").unlink()
     assert len(read_study([named]).runs) == 6
@@ -322,3 +330,28 @@ def test_links_in_a_ring_end(tmp_path):
     write_run(tmp_path / "runs" / "one", make_config({}, 0), 0.8)
     (tmp_path / "runs" / "back").symlink_to(tmp_path)
     assert len(read_study([tmp_path]).runs) == 1
+
+
+def test_what_a_sweep_writes_is_what_the_report_reads(tmp_path):
+    """A level may be a label of several fields, which no run writes down."""
+    depths = {"late": {"groups.freeze": "block_01"}, "head": {"groups.freeze": "head", "groups.rates": {"head": 1.0}}}
+    declared = grid.Study(
+        slug="swept", title="Swept", question="How deep?", task="finetune", config=small_config(tmp_path), seeds=[0, 1],
+        factors={"depth": depths, "schedule.learning_rate": [0.1, 0.2]}, metric="accuracy",
+        baseline={"depth": "head", "schedule.learning_rate": 0.1},
+    )  # fmt: skip
+    planned = plan_runs(declared, tmp_path / "swept")
+    write_study(planned, tmp_path / "swept")
+    for cell, place in zip(planned.cells, planned.places, strict=True):
+        for seed, name in place.items():
+            accuracy = 0.8 + 0.1 * (cell["depth"] == "late") + 0.01 * seed
+            write_run(Path(planned.runs[name].workdir), plain.as_read(planned.runs[name].config), accuracy)
+    study = read_study([tmp_path / "swept"])
+    assert study.factors == {"depth": ["late", "head"], "schedule.learning_rate": ["0.1", "0.2"]}
+    assert study.baseline == ("head", "0.1")
+    assert study.results("accuracy") == {
+        (depth, rate): {(seed,): 0.8 + 0.1 * (depth == "late") + 0.01 * seed for seed in (0, 1)}
+        for depth in ("late", "head")
+        for rate in ("0.1", "0.2")
+    }
+    assert study.notes == []

@@ -41,7 +41,7 @@ def test_many_cells_have_a_mark_and_a_tooltip_each_and_headings_where_there_is_r
     titles = [mark[0].text for mark in marks]
     assert titles[7] == "cell 7: 0.507, 95% interval 0.487 to 0.527, n = 4"
     assert titles[-1] == "lone <one>: 0.9, n = 1, no interval"
-    assert [found for found in texts(text) if found.startswith("level")] == [f"level {at}" for at in range(6)]
+    assert [found for found in texts(text) if found and found.startswith("level")] == [f"level {at}" for at in range(6)]
     # The baseline is a vertical line at its value: between those of 0.5 and 0.6.
     xs = [float(mark.attrib["cx"]) for mark in marks]
     (line,) = [shape for shape in shapes(text) if shape.attrib.get("class") == "baseline"]

@@ -24,8 +24,8 @@ class Declaration:
         task: of all runs; None where that is for the runs to say.
         metric: that cells are compared by.
         factors: {dotted config field: values in order}; None where the runs say what differs.
-        labels: {the same fields: names of their values}; empty where values go by themselves.
-        baseline: {field, or factor: value}; None without a baseline.
+        baseline: {field: value}; None without a baseline.
+        baseline_cell: {factor: value or label}, where cells are named; None where `baseline` has the same names.
         cells: [{"values": {factor: value or label}, "runs": {seed: path from the folder}}]; None where the configs of
             the runs say where they belong.
     """
@@ -36,35 +36,27 @@ class Declaration:
     task: str | None
     metric: str
     factors: Mapping[str, Sequence[Any]] | None
-    labels: Mapping[str, Sequence[str]]
     baseline: Mapping[str, Any] | None
+    baseline_cell: Mapping[str, Any] | None
     cells: Sequence[Mapping[str, Any]] | None
 
-    def baseline_cell(self, levels: Mapping[str, Sequence[str]]) -> Cell | None:
-        """Return the baseline among the cells, whose factors may have names of their own.
+    def baseline_among(self, levels: Mapping[str, Sequence[str]]) -> Cell | None:
+        """Return the baseline as one of the cells that the declaration names.
 
         Raises:
             ValueError: the baseline does not say the level of a factor.
         """
-        if self.baseline is None:
+        said = self.baseline if self.baseline_cell is None else self.baseline_cell
+        if said is None:
             return None
-        cell = []
-        for name, known in levels.items():
-            found = self._baseline_level(name, known)
-            if found is None:
-                raise ValueError(f"{self.folder / STUDY}: the baseline has none of the levels of {name!r}: {known}")
-            cell.append(found)
-        return tuple(cell)
-
-    def _baseline_level(self, name: str, known: Sequence[str]) -> str | None:
-        assert self.baseline is not None
-        if name in self.baseline:
-            found = label(self.baseline[name])
-            return found if found in known else None
-        for field, names in self.labels.items():
-            if field in self.baseline and set(names) >= set(known):
-                return names[list((self.factors or {})[field]).index(self.baseline[field])]
-        return None
+        found = tuple(label(said[name]) if name in said else "" for name in levels)
+        strangers = [name for name, one in zip(levels, found, strict=True) if one not in levels[name]]
+        if strangers:
+            raise ValueError(
+                f"{self.folder / STUDY}: the baseline {dict(said)} has no level of {', '.join(strangers)}; "
+                "`tljax sweep` writes it anew"
+            )
+        return found
 
 
 def read_declaration(directories: Sequence[str | os.PathLike]) -> Declaration:
@@ -82,16 +74,16 @@ def read_declaration(directories: Sequence[str | os.PathLike]) -> Declaration:
     if not declared:
         return Declaration(
             folder=folders[0], title=" and ".join(folder.resolve().name for folder in folders), question="", task=None,
-            metric="accuracy", factors=None, labels={}, baseline=None, cells=None,
+            metric="accuracy", factors=None, baseline=None, baseline_cell=None, cells=None,
         )  # fmt: skip
     said = rundir.read_json(declared[0] / STUDY)
     missing = [name for name in _REQUIRED if name not in said]
     if missing:
         raise ValueError(f"{declared[0] / STUDY} lacks {', '.join(missing)}; `tljax sweep` writes it")
-    optional = {"labels": {}, "cells": None, **said}
+    optional = {"cells": None, "baseline_cell": None, **said}
     if optional["cells"] is not None and len(folders) > 1:
         raise ValueError(f"{declared[0]} names its runs; report it without other folders")
-    names = ("title", "question", "task", "metric", "factors", "labels", "baseline", "cells")
+    names = ("title", "question", "task", "metric", "factors", "baseline", "baseline_cell", "cells")
     return Declaration(folder=declared[0], **{name: optional[name] for name in names})
 
 

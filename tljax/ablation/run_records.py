@@ -13,7 +13,6 @@ from tljax import rundir
 from tljax.ablation.choice import PREFIX
 
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
-ERROR = "error.json"
 # A curve of more training steps is read at this many, evenly apart: the rest says little, and a thousand runs are long.
 CURVE_POINTS = 100
 
@@ -104,7 +103,7 @@ def read_run(path: Path, *, task: str | None = None) -> RunRecord:
         else _read(path / rundir.CONFIG, {"task": task, "config": {}})
     )
     done = _read(path / rundir.DONE, None)
-    failure = None if done is not None else _read(path / ERROR, None)
+    failure = None if done is not None else _read(path / rundir.ERROR, None)
     validations, losses = _read_curves(path / rundir.METRICS)
     evaluations, starts = _read(path / "evaluations.json", []), rundir.starts(path)
     return RunRecord(

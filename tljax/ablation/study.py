@@ -177,7 +177,7 @@ def _places_by_cell(said: Declaration, task: str | None) -> tuple[list[Place], d
             places.append((read[name], cell, (int(seed),)))
     if not places:
         raise ValueError(f"the study {said.folder} has no cells with runs")
-    return places, levels, said.baseline_cell(levels)
+    return places, levels, said.baseline_among(levels)
 
 
 def _of_one_task(

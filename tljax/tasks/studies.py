@@ -147,6 +147,7 @@ def write_study(planned: StudyRuns, workdir: str | os.PathLike) -> None:
         "seeds": list(study.seeds),
         "metric": study.metric,
         "baseline": None if baseline is None else {field: baseline[field] for field in fields.values()},
+        "baseline_cell": None if study.baseline is None else dict(study.baseline),
         "cells": [
             {"values": dict(cell), "runs": {str(seed): f"{RUNS}/{name}" for seed, name in place.items()}}
             for cell, place in zip(planned.cells, planned.places, strict=True)
