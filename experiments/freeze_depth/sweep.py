@@ -5,8 +5,8 @@ tljax sweep experiments/freeze_depth/sweep.py
 
 from tljax.ablation.grid import Study
 
-# The first stage that is trained; "embed" freezes nothing. Seven of the fourteen boundaries: all of them, all images and
-# more epochs are for a GPU.
+# The first stage that is trained; "embed" freezes nothing. Seven of the fourteen boundaries: all of them, all images
+# and more epochs are for a GPU.
 BOUNDARIES = ("head", "block_11", "block_10", "block_08", "block_06", "block_03", "embed")
 TRAIN_LIMIT = 500
 EPOCHS = 4
@@ -35,7 +35,7 @@ def get_config() -> dict:
         optimizer=dict(name="adamw", weight_decay=0.05, clip_norm=1.0),
         schedule=dict(name="cosine", learning_rate=1e-4, warmup_fraction=0.1),
         loss=dict(name="softmax", label_smoothing=0.0),
-        finetune=dict(epochs=EPOCHS, batch_size=20, cache="always", checkpoint_every=50, evaluate_every=50),
+        finetune=dict(epochs=EPOCHS, batch_size=16, cache="always", checkpoint_every=50, evaluate_every=50),
     )
 
 

@@ -34,7 +34,7 @@ def get_config() -> dict:
         optimizer=dict(name="adamw", weight_decay=0.05, clip_norm=1.0),
         schedule=dict(name="cosine", learning_rate=1e-4, warmup_fraction=0.1),
         loss=dict(name="softmax", label_smoothing=0.0),
-        finetune=dict(epochs=EPOCHS, batch_size=20, cache="always", checkpoint_every=50, evaluate_every=50),
+        finetune=dict(epochs=EPOCHS, batch_size=16, cache="always", checkpoint_every=50, evaluate_every=50),
     )
 
 

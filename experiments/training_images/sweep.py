@@ -5,7 +5,7 @@ tljax sweep experiments/training_images/sweep.py
 
 from tljax.ablation.grid import Study
 
-# {training images: epochs}: about the same number of steps, of 10 images each, but for the last two. None is all 1,574.
+# {training images: epochs}: about the same number of steps, of 8 images each, but for the last two. None is all 1,574.
 EPOCHS = {10: 240, 30: 80, 100: 24, 300: 8, 1000: 3, None: 3}
 # A new head on features that stay as they are, or the last two blocks too.
 BOUNDARIES = ("head", "block_10")
@@ -33,7 +33,7 @@ def get_config() -> dict:
         optimizer=dict(name="adamw", weight_decay=0.05, clip_norm=1.0),
         schedule=dict(name="cosine", learning_rate=1e-4, warmup_fraction=0.1),
         loss=dict(name="softmax", label_smoothing=0.0),
-        finetune=dict(epochs=3, batch_size=10, cache="always", checkpoint_every=120, evaluate_every=120),
+        finetune=dict(epochs=3, batch_size=8, cache="always", checkpoint_every=150, evaluate_every=150),
     )
 
 
