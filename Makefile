@@ -8,7 +8,7 @@ CONSTRAIN := $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.
 # A Python that has torch, timm, torchvision and transformers; without one, `make parity` installs them.
 PARITY_PYTHON ?= .venv-parity/bin/python
 
-.PHONY: demo test test-slow test-cluster parity lint clean
+.PHONY: demo test test-slow test-browser test-cluster parity lint clean
 
 demo: .venv/demo.installed
 	$(BIN)/tljax transfer --config=configs/demo.py --workdir=runs/demo
@@ -18,6 +18,10 @@ test: .venv/test.installed
 
 test-slow: .venv/test.installed
 	$(BIN)/python -m pytest -m slow
+
+# Needs Chromium, which the package index does not have: apt-get install chromium.
+test-browser: .venv/test.installed
+	$(BIN)/python -m tests.browser build/browser
 
 # Jobs of a SLURM that it brings up and takes down: two pretended nodes on this machine, Debian's packages, root.
 test-cluster: .venv/test.installed

@@ -20,7 +20,7 @@ import numpy as np
 TIMEOUT_S = 120
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["jax", "flax.nnx", "optax", "orbax.checkpoint", "tljax.features", "pytest"])
+_context.set_forkserver_preload(["jax", "flax.nnx", "optax", "orbax.checkpoint", "tljax.tasks", "pytest"])
 
 
 def finish(job: Callable[..., None], *arguments: Any) -> float:
@@ -46,18 +46,21 @@ def kill_and_finish(job: Callable[..., None], *arguments: Any, kills: int, withi
         The number of runs that were alive when they were to be killed.
     """
     delays_s = np.random.default_rng(seed).uniform(0, within_s, kills)
-    num_killed = 0
-    for delay_s in delays_s.tolist():
-        process = _start_until_ready(job, arguments)
-        process.join(delay_s)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            num_killed += 1
-        else:
-            _check_ended(process)
+    num_killed = sum(kill_after(delay_s, job, *arguments) for delay_s in delays_s.tolist())
     finish(job, *arguments)
     return num_killed
+
+
+def kill_after(delay_s: float, job: Callable[..., None], *arguments: Any) -> bool:
+    """Run the job, killed so many seconds after `ready()`; tell whether it was alive then."""
+    process = _start_until_ready(job, arguments)
+    process.join(delay_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return True
+    _check_ended(process)
+    return False
 
 
 def dies(job: Callable[..., None], *arguments: Any) -> bool:

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ def test_each_device_holds_a_quarter_and_moves_no_activation():
     """What is gathered are params, once forward and once backward at most; what is reduced are their gradients."""
     job, mesh = job_of("vit"), make_mesh(jax.devices(), fsdp=4)
     state, fixed = job.place(mesh)
-    lowered = make_train_step(job.body, mesh).lower(state, fixed, put_inputs(make_batch(0, 16), mesh))
+    step: Any = make_train_step(job.body, mesh)
+    lowered = step.lower(state, fixed, put_inputs(make_batch(0, 16), mesh))
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert held < 0.3 * whole

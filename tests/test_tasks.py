@@ -498,4 +498,4 @@ def test_a_run_is_exported_with_what_it_learned(tmp_path, pictures, capsys):
     scores, _ = exported.net.apply(exported.params, exported.stats, exported.preprocess.normalise(jnp.asarray(images)))
     np.testing.assert_allclose(jax.nn.softmax(scores), wanted, rtol=0, atol=1e-6)
     assert main(["export", str(run), "--format=hf", f"--to={out}"]) == 2
-    assert "holds config.json, model.safetensors" in capsys.readouterr().err
+    assert "holds README.md, config.json, model.safetensors" in capsys.readouterr().err

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax
 from sklearn import metrics as sklearn_metrics
 from sklearn.linear_model import LogisticRegression
@@ -18,10 +20,12 @@ from tljax.data.sources import SOURCES, open_source
 from tljax.data.splits import load_split
 from tljax.plain import fingerprint
 from tljax.tasks import finetune, inputs, probe, relative, soup, transfer
+from tljax.tasks.card import write_card
 from tljax.tasks.evaluation import check_choice, evaluate
 from tljax.tasks.extract import open_features
 from tljax.tasks.feed import open_feed
 from tljax.tasks.few_shot import few_shot
+from tljax.tasks.finished import open_finished
 from tljax.tasks.inputs import make_split
 from tljax.tasks.probe import read_features
 from tljax.tasks.restore import restore
@@ -137,6 +141,26 @@ def test_the_shipped_config_ends_with_the_best_mean_average_precision(root, run)
         for name, value, count in zip(source.class_names, precisions, counts, strict=True)
     }
     assert "confusion" not in record
+
+
+def test_the_temperature_is_that_of_each_label_on_its_own(root, run):
+    found = json.loads((run / "calibration.json").read_text())
+    assert found["kind"] == "sigmoid"
+    source = inputs.open_data(config_of(run))
+    split = load_split(run / "split.npz", source)
+
+    def loss(part, temperature):
+        scores, targets = scores_of(restore(run), source, part) / temperature, targets_of(source)[part]
+        return (targets * np.logaddexp(0, -scores) + (1 - targets) * np.logaddexp(0, scores)).sum(axis=1).mean()
+
+    best: Any = minimize_scalar(lambda log: loss(split.val, np.exp(log)), bounds=(-3, 3), method="bounded")
+    assert found["temperature"] == pytest.approx(np.exp(best.x), rel=1e-3)
+    assert found["test"]["after"]["log_loss"] == pytest.approx(loss(split.test, found["temperature"]), rel=1e-5)
+    assert sum(part["count"] for part in found["test"]["before"]["bins"]) == 4 * len(split.test)
+    assert open_finished(run).kind == "sigmoid"
+    card = write_card(run)
+    assert "| class | test images with it | average precision |" in card
+    assert "images, without intervals." in card
 
 
 def test_the_split_of_the_shipped_config_keeps_the_share_of_each_label(run):

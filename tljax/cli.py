@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from jax.errors import JaxRuntimeError
@@ -113,7 +114,7 @@ def _show(result: dict[str, float], workdir: str | None) -> None:
 def _group(options: flags.FlagValues) -> processes.Group | None:
     """Return the processes that the flags name; None where they name none."""
     names = ("coordinator", "num_processes", "process_id")
-    given = {name: options[name].value for name in names if options[name].value is not None}
+    given: dict[str, Any] = {name: options[name].value for name in names if options[name].value is not None}
     missing = [f"--{name}" for name in names if name not in given]
     if not given:
         return None

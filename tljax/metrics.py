@@ -182,3 +182,41 @@ def mean_interval(
     deviation = float(np.std(values, ddof=1))
     half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation * math.sqrt(1 / len(values) + overlap)
     return mean, deviation, mean - half, mean + half
+
+
+def bootstrap_intervals(
+    confusion: Int[np.ndarray, "k k"], *, confidence: float = 0.95, num_draws: int = 2000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Return percentile intervals of "accuracy", "balanced_accuracy" and "macro_f1", over draws of test examples.
+
+    To draw as many examples with replacement is to draw counts of the cells of their confusion matrix.
+
+    Args:
+        confusion: counts by true class (rows) and predicted class (columns).
+        confidence: of the intervals.
+        num_draws: how many times the examples are drawn.
+        seed: of the draws.
+
+    Source:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
+    """
+    truth, guess = np.nonzero(confusion)
+    counts = confusion[truth, guess]
+    generator = np.random.default_rng(seed)
+    values: dict[str, list[float]] = {"accuracy": [], "balanced_accuracy": [], "macro_f1": []}
+    size = len(confusion)
+    for _ in range(num_draws):
+        drawn = generator.multinomial(counts.sum(), counts / counts.sum())
+        truths, guesses, hits = (
+            np.bincount(of[where], weights=drawn[where], minlength=size)
+            for of, where in ((truth, slice(None)), (guess, slice(None)), (truth, truth == guess))
+        )
+        with np.errstate(invalid="ignore"):
+            recall, f1 = hits / truths, 2 * hits / (truths + guesses)
+        values["accuracy"].append(float(hits.sum() / counts.sum()))
+        values["balanced_accuracy"].append(float(np.nanmean(recall)))
+        values["macro_f1"].append(float(np.nanmean(f1)))
+    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
+    return {
+        name: (float(low), float(high)) for name, found in values.items() for low, high in [np.quantile(found, ends)]
+    }

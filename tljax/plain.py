@@ -59,7 +59,7 @@ def _feed(digest: "hashlib.blake2b", value: Any) -> None:
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """List the settings, by dotted name, that are not the same in two nested configs."""
-    before, now = dict(_flatten(saved)), dict(_flatten(current))
+    before, now = dict(flatten(saved)), dict(flatten(current))
     absent = "absent"
     return [
         f"{name}: {before.get(name, absent)!r} there, {now.get(name, absent)!r} now"
@@ -68,9 +68,10 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     ]
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a nested config with their dotted names; an empty section is a setting."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

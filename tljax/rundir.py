@@ -5,7 +5,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,20 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def append_metrics(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Append one line of JSON.
+    """Append one line of JSON; as `append_all`."""
+    append_all(path, [record])
+
+
+def append_all(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append a line of JSON for each record.
 
     Raises:
         OSError: the disk is full or the file cannot be written; `read_metrics` leaves out a line cut short.
     """
-    line = json.dumps(dict(record), sort_keys=True, default=plain.to_json) + "\n"
+    lines = [json.dumps(dict(record), sort_keys=True, default=plain.to_json) + "\n" for record in records]
     try:
         with open(path, "a") as file:
-            file.write(line)
+            file.write("".join(lines))
     except OSError as error:
         raise OSError(error.errno, f"cannot append to {path}: {error.strerror}; make room and run again") from error
 
@@ -190,6 +195,8 @@ def start(
     config: Mapping[str, Any],
     inputs: Mapping[str, Any],
     execution: Mapping[str, Any] | None = None,
+    *,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Note what runs, on what and where, in a directory that `find` let pass and that is not finished.
 
@@ -199,6 +206,7 @@ def start(
         config: as for `find`.
         inputs: what the names in the config stand for, such as hashes of weights and images.
         execution: how it runs this time, for the record.
+        more: what else there is to say of that.
 
     Raises:
         ValueError: the directory has work on other inputs; the differences are listed, and nothing has changed.
@@ -218,7 +226,7 @@ def start(
             write_json(path, value)
     # Only starts that left something have a part in the results.
     earlier = starts(workdir) if has_work(workdir) else []
-    write_json(workdir / ENV, [*earlier, {**environment(), "execution": dict(execution or {})}])
+    write_json(workdir / ENV, [*earlier, {**environment(), "execution": dict(execution or {}), **(more or {})}])
 
 
 def starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:

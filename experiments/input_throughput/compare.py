@@ -4,7 +4,8 @@
 
 With a Python that has torch beside tljax the rows of torch are measured too: `pip install torch -e '.[demo,maps]'`.
 Every row is a process of its own, and rows take turns, so that all have the same cores with the same other work on
-them. All decode the same JPEG files, crop at random (RandomResizedCrop's area of 0.08 to 1, bilinear, 224 px), mirror
+them; the CPU time that a row takes for an image, over all of its processes, does not depend on that other work. All
+decode the same JPEG files, crop at random (RandomResizedCrop's area of 0.08 to 1, bilinear, 224 px), mirror
 half of the images and form batches of 64; nothing is trained.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from tljax.ablation.stats import estimate
@@ -32,6 +34,7 @@ from tljax.data.image_cache import CacheRoom
 from tljax.data.pipeline import training_batches
 from tljax.data.sample import Sample
 from tljax.data.sources import open_folder, open_source
+from tljax.data.worker import keep_freed_memory
 from tljax.preprocess import Preprocess
 from tljax.tasks.input_speeds import Work, decode_only, limit_rate, load_only
 
@@ -40,6 +43,7 @@ FOLDER = Path("runs/input_throughput")
 NUM_IMAGES, BATCH_SIZE, NUM_WORKERS, SIZE = 2000, 64, 2, 224
 # Batches that a pipeline may have ready before the clock starts.
 SKIPPED_BATCHES = 9
+LIMIT_IMAGES = 1000
 WORK = Work(
     preprocess=Preprocess(size=SIZE, interpolation="bilinear"),
     augment=Augment(views=2, crop_scale=(0.08, 1.0)),
@@ -47,7 +51,7 @@ WORK = Work(
 )
 SMALL = Augment(views=2, crop_scale=(0.08, 1.0), short_side=256)
 FLIPS = Augment(views=2)
-COLUMNS = ("repeat", "row", "images_per_s", "python", "torch")
+COLUMNS = ("repeat", "row", "images_per_s", "cpu_ms", "python", "torch")
 
 
 def write_images(folder: Path) -> None:
@@ -87,29 +91,40 @@ def _part(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.ascontiguousarray(pixels[:, :: rng.choice((-1, 1))])
 
 
-def rate_of(batches: Iterator[Any], seconds: float) -> float:
-    """Return images a second of a stream of batches, when it is under way."""
+def cpu_s() -> float:
+    """Return the CPU time of this process and all below it that are running."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
+def rate_of(batches: Iterator[Any], seconds: float) -> tuple[float, float]:
+    """Return images a second of a stream of batches, when it is under way, and the CPU time of an image in ms."""
     for _ in range(SKIPPED_BATCHES):
         next(batches)
-    started, count = time.perf_counter(), 0
+    started, cpu_before, count = time.perf_counter(), cpu_s(), 0
     for _ in batches:
         count += BATCH_SIZE
         elapsed = time.perf_counter() - started
         if elapsed >= seconds:
-            return count / elapsed
+            return count / elapsed, 1000 * (cpu_s() - cpu_before) / count
     raise AssertionError("the stream has no end")
 
 
-def limit(action: Callable[..., None], seconds: float, **given: Any) -> float:
-    """Measure what two processes do with no pipeline."""
+def limit(action: Callable[..., None], seconds: float, **given: Any) -> tuple[float, float]:
+    """Measure what two processes do with no pipeline, and the CPU time in this one."""
     source = open_folder(FOLDER / "images")
     sample = Sample(source=source, indices=np.random.default_rng(0).permutation(len(source)))
-    return limit_rate(partial(action, sample=sample, **given), len(sample), NUM_WORKERS, seconds)
+    rate = limit_rate(partial(action, sample=sample, **given), len(sample), NUM_WORKERS, seconds)
+    keep_freed_memory()
+    before = time.process_time()
+    for index in range(LIMIT_IMAGES):
+        action(index, sample=sample, **given)
+    return rate, 1000 * (time.process_time() - before) / LIMIT_IMAGES
 
 
 def ours(
     seconds: float, *, augment: Augment = WORK.augment, num_workers: int = NUM_WORKERS, caches: bool = False
-) -> float:
+) -> tuple[float, float]:
     """Measure the pipeline of tljax; the cache is full when the clock starts."""
     source = open_folder(FOLDER / "images")
     room = CacheRoom(directory=FOLDER / "cache", budget_bytes=4 * 10**9) if caches else None
@@ -127,7 +142,7 @@ def ours(
     return rate_of(batches, seconds)
 
 
-def torchs(seconds: float, *, decode: str) -> float:
+def torchs(seconds: float, *, decode: str) -> tuple[float, float]:
     """Measure torch's DataLoader, with the same crop drawn and resized by the same Pillow."""
     from torch_loader import make_loader
 
@@ -139,7 +154,7 @@ def torchs(seconds: float, *, decode: str) -> float:
     return rate_of(endless(), seconds)
 
 
-ROWS: dict[str, Callable[[float], float]] = {
+ROWS: dict[str, Callable[[float], tuple[float, float]]] = {
     "limit: decode alone": partial(limit, decode_only),
     "limit: decode, crop, mirror": partial(limit, load_only, work=WORK),
     "tljax": ours,
@@ -160,7 +175,7 @@ def main() -> None:
     parser.add_argument("--row", choices=ROWS)
     arguments = parser.parse_args()
     if arguments.row is not None:
-        print(ROWS[arguments.row](arguments.seconds))
+        print(*ROWS[arguments.row](arguments.seconds))
         return
     if not (FOLDER / "images").exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -174,19 +189,21 @@ def main() -> None:
         for row in [*rows[repeat % len(rows) :], *rows[: repeat % len(rows)]]:
             if (repeat, row) in done:
                 continue
-            rate = measure(row, arguments.seconds)
-            print(f"{repeat} {row:<34} {rate:8.0f} images/s", flush=True)
-            append(path, {"repeat": repeat, "row": row, "images_per_s": f"{rate:.1f}", **versions(has_torch)})
+            rate, cpu_ms = measure(row, arguments.seconds)
+            print(f"{repeat} {row:<34} {rate:8.0f} images/s, CPU {cpu_ms:.3f} ms an image", flush=True)
+            figures = {"images_per_s": f"{rate:.1f}", "cpu_ms": f"{cpu_ms:.4f}"}
+            append(path, {"repeat": repeat, "row": row, **figures, **versions(has_torch)})
     summarise(read(path))
 
 
-def measure(row: str, seconds: float) -> float:
+def measure(row: str, seconds: float) -> tuple[float, float]:
     """Run a row in a process of its own."""
     call = [sys.executable, __file__, f"--row={row}", f"--seconds={seconds}"]
     result = subprocess.run(
         call, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
-    return float(result.stdout.splitlines()[-1])
+    rate, cpu_ms = map(float, result.stdout.splitlines()[-1].split())
+    return rate, cpu_ms
 
 
 def versions(has_torch: bool) -> dict[str, str]:
@@ -215,18 +232,20 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def summarise(found: list[dict[str, str]]) -> None:
-    """Print the median of each row, and its ratio to the limits and to torch, by repeats."""
-    rates: dict[str, dict[int, float]] = {}
-    for line in found:
-        rates.setdefault(line["row"], {})[int(line["repeat"])] = float(line["images_per_s"])
-    for row, by_repeat in rates.items():
-        print(f"{row:<34} {statistics.median(by_repeat.values()):8.0f} images/s, n = {len(by_repeat)}")
-    for row in (row for row in rates if row.startswith("tljax")):
-        for other in (other for other in rates if not other.startswith("tljax")):
-            shared = sorted(set(rates[row]) & set(rates[other]))
-            ratio = estimate([rates[row][repeat] / rates[other][repeat] for repeat in shared])
-            if ratio is not None:
-                print(f"{row} / {other}: {ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), n = {ratio.n}")
+    """Print the median of each row, and how many times as fast ours are as the others, by repeats."""
+    for column, unit in (("images_per_s", "images/s"), ("cpu_ms", "ms of CPU an image")):
+        values: dict[str, dict[int, float]] = {}
+        for line in found:
+            values.setdefault(line["row"], {})[int(line["repeat"])] = float(line[column])
+        for row, by_repeat in values.items():
+            print(f"{row:<34} {statistics.median(by_repeat.values()):8.4g} {unit}, n = {len(by_repeat)}")
+        for row in (row for row in values if row.startswith("tljax")):
+            for other in (other for other in values if not other.startswith("tljax")):
+                shared = sorted(set(values[row]) & set(values[other]))
+                ratios = [values[row][repeat] / values[other][repeat] for repeat in shared]
+                ratio = estimate(ratios if column == "images_per_s" else [1 / each for each in ratios])
+                if ratio is not None:
+                    print(f"{row} / {other}, by {unit}: {ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
 
 
 if __name__ == "__main__":

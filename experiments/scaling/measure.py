@@ -33,9 +33,10 @@ CASES = [
 # bfloat16 peak of an H100 SXM (NVIDIA's data sheet), and the share of it that a step alone was measured at or near.
 PEAK_FLOPS = 989e12
 SHARE_OF_PEAK = {"vit_l16": 0.35, "resnet152": 0.16}
-# Bytes a second that a device can send: NVLink 4 within a node of eight; 400 Gbit/s or 100 Gbit/s a device between.
+# Bytes a second that a device can send within a node of eight, by NVLink 4; and that a node can send. A ring through
+# all devices enters and leaves each node once, or as often as it has adapters, each with its part of the bytes.
 NODE_SIZE, NVLINK = 8, 450e9
-BETWEEN_NODES = {"400 Gbit/s": 50e9, "100 Gbit/s": 12.5e9}
+BETWEEN_NODES = {"8 x 400 Gbit/s": 8 * 50e9, "1 x 100 Gbit/s": 12.5e9}
 # Of a message however short: assumed, in seconds, by the number of devices.
 LATENCY_S = {8: 20e-6, 64: 40e-6, 512: 60e-6}
 COLUMNS = ("net", "trained", "devices", "fsdp", "trained_mb", "all_reduces", "all_reduce_mb", "all_gathers",
@@ -95,7 +96,7 @@ def efficiency(row: dict[str, str], between_nodes: float) -> tuple[float, float]
     """
     devices = int(row["devices"])
     compute_s = float(row["step_tflops"]) * 1e12 / (PEAK_FLOPS * SHARE_OF_PEAK[row["net"]])
-    bytes_per_s = NVLINK if devices <= NODE_SIZE else between_nodes
+    bytes_per_s = NVLINK if devices <= NODE_SIZE else min(NVLINK, between_nodes)
     transfer_s = float(row["sent_mb"]) * 1e6 / bytes_per_s
     waiting_s = (int(row["all_reduces"]) + int(row["all_gathers"])) * LATENCY_S[devices]
     exposed_s = max(0.0, transfer_s - compute_s * 2 / 3)

@@ -44,6 +44,14 @@ def environment(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def empty_queue():
+    """Leave nothing to the next test, above all no run that is held."""
+    yield
+    slurm("scancel", "--me")
+    wait_for("jobs did not end", lambda: not slurm("squeue", "--noheader"))
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
@@ -127,6 +135,20 @@ def hold(workdir):
     assert not (workdir / rundir.DONE).exists(), "the run is too short"
 
 
+def watch_signals(workdir):
+    """Return a function that tells whether SIGTERM has come to a run that is held."""
+    status = Path(f"/proc/{processes_of(job_of(workdir).job_id)[0]}/status")
+
+    def is_signalled():
+        # SLURM may have let it go on, and it may have ended.
+        with contextlib.suppress(FileNotFoundError):
+            waiting = re.findall(r"ShdPnd:\s+([0-9a-f]+)", status.read_text())
+            return int(waiting[0], 16) & 1 << signal.SIGTERM - 1
+        return True
+
+    return is_signalled
+
+
 def release(workdir):
     """Let go on what is held; SLURM does it, too, in most cases."""
     for process in processes_of(job_of(workdir).job_id).values():
@@ -164,8 +186,11 @@ def test_an_array_preempted_in_three_ways_gives_the_bits_of_the_local_pool(root,
         held.append(wait_for("no run trains", lambda: next(filter(in_training, set(runs) - set(held)), None)))
         hold(held[-1])
     first, second, _ = held
-    slurm("scancel", "--signal=TERM", job_of(first).job_id)
-    release(first)
+    is_signalled = watch_signals(first)
+    # Of an array that has tasks waiting, scancel sends the signal and then tries again for a while: not waited for.
+    with subprocess.Popen(["scancel", "--signal=TERM", job_of(first).job_id]):
+        wait_for("no signal came", is_signalled)
+        release(first)
     # SLURM lets go on what it ends.
     slurm("scontrol", "requeue", job_of(second).job_id)
     # All of both nodes, for a job that comes first.
@@ -175,7 +200,8 @@ def test_an_array_preempted_in_three_ways_gives_the_bits_of_the_local_pool(root,
     status, out = launch(root, folder, *flags)
     assert status == 0, out
     assert out.count("done") == 8
-    assert [starts(run) for run in runs] == [1 + (run in held) for run in runs]
+    # The job that comes first pushes out whatever runs then, so others may have begun twice, too.
+    assert all(starts(run) >= 2 for run in held)
     for run in runs:
         assert_same_bits(run, pool / run.name)
 
@@ -185,18 +211,11 @@ def test_a_run_at_its_time_limit_saves_and_goes_on(root, pool):
     launch(root, folder, *flags, "--nowait")
     wait_for("the run does not train", lambda: in_training(folder))
     job_id = job_of(folder).job_id
-    signals = Path(f"/proc/{processes_of(job_id)[0]}/status")
     hold(folder)
+    is_signalled = watch_signals(folder)
+    # SLURM looks at limits twice a minute.
     slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=2")
-
-    def was_signalled():
-        """SLURM, which looks at limits twice a minute, has sent SIGTERM, and the process may have acted on it."""
-        with contextlib.suppress(FileNotFoundError):
-            waiting = re.findall(r"ShdPnd:\s+([0-9a-f]+)", signals.read_text())
-            return int(waiting[0], 16) & 1 << signal.SIGTERM - 1
-        return True
-
-    wait_for("no signal came", was_signalled)
+    wait_for("no signal came", is_signalled)
     release(folder)
     wait_until_requeued(folder)
     slurm("scontrol", "update", f"JobId={job_id}", "TimeLimit=20")

@@ -60,12 +60,13 @@ def interval_chart(
     values += [value for _, value in references] + ([baseline[1]] if baseline else [])
     low, high = span(values)
     scale = Scale(low=low, high=high, start=left, stop=RIGHT)
-    heights, names = _rows(rows, left)
+    key, top = _key(series, has_references=bool(references))
+    heights, names = _rows(rows, left, top)
     bottom = heights[-1] + 16
-    parts = [_key(series, has_references=bool(references)), *names, *x_axis(scale, TOP, bottom)]
+    parts = [key, *names, *x_axis(scale, top, bottom)]
     if baseline:
-        parts.append(line(scale(baseline[1]), TOP, scale(baseline[1]), bottom, "baseline"))
-        parts.append(text(scale(baseline[1]) + 5, TOP + 10, baseline[0], "small"))
+        parts.append(line(scale(baseline[1]), top, scale(baseline[1]), bottom, "baseline"))
+        parts.append(text(scale(baseline[1]) + 5, top + 10, baseline[0], "small"))
     parts += [cross(scale(value), heights[row]) for row, value in references]
     for height, (_, label, found) in zip(heights, rows, strict=True):
         for index, one in enumerate(found):
@@ -74,9 +75,11 @@ def interval_chart(
     return svg(title, bottom + 24, parts)
 
 
-def _rows(rows: Sequence[tuple[str, str, Sequence[Estimate | None]]], left: Number) -> tuple[list[Number], list[str]]:
+def _rows(
+    rows: Sequence[tuple[str, str, Sequence[Estimate | None]]], left: Number, top: Number
+) -> tuple[list[Number], list[str]]:
     """Place the rows one under the other: the height of each, and the shapes of headings and labels."""
-    y, heights, parts = TOP - 4.0, [], []
+    y, heights, parts = top - 4.0, [], []
     for index, (heading, label, _) in enumerate(rows):
         if index == 0 or rows[index - 1][0] != heading:
             y += 24
@@ -87,15 +90,18 @@ def _rows(rows: Sequence[tuple[str, str, Sequence[Estimate | None]]], left: Numb
     return heights, parts
 
 
-def _key(series: Sequence[str], *, has_references: bool) -> str:
-    """Name the markers in a line under the title."""
-    parts, x = [], 5.0
+def _key(series: Sequence[str], *, has_references: bool) -> tuple[str, Number]:
+    """Name the markers in lines under the title; return the shapes and where the rest can begin."""
+    parts, x, y = [], 5.0, 31.0
     for index, name in enumerate(series):
-        parts += [marker(x, 31, index), text(x + 10, 35, name, f"name {colour(index)}")]
-        x += len(name) * LETTER + 36
+        width = len(name) * LETTER + 36
+        if x > 5 and x + width - 26 > WIDTH:
+            x, y = 5.0, y + 17
+        parts += [marker(x, y, index), text(x + 10, y + 4, name, f"name {colour(index)}")]
+        x += width
     if has_references:
-        parts += [cross(x, 31), text(x + 10, 35, "independent result", "small")]
-    return "".join(parts)
+        parts += [cross(x, y), text(x + 10, y + 4, "independent result", "small")]
+    return "".join(parts), TOP + y - 31
 
 
 def _dot(
@@ -198,6 +204,6 @@ def confusion_chart(title: str, matrix: Sequence[Sequence[int]], class_names: Se
                 f'<rect class="fill {colour(series)}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" '
                 f'height="{height - 2}" rx="2" fill-opacity="{0.04 + 0.46 * share:.3f}"/>'
             )
-            parts.append(text(x + width / 2, y + 21, f"{count:,}", "strong" if row == column else "", "middle"))
+            parts.append(text(x + width / 2, y + 21, f"{count:,}", "", "middle"))
             parts.append(text(x + width / 2, y + 36, f"{share:.1%}", "share", "middle"))
     return svg(title, top + len(class_names) * height + 4, parts)

@@ -8,7 +8,7 @@ from importlib import metadata
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -50,7 +50,27 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
     try:
         image, orientation = _open_jpeg(data) if data.startswith(_JPEG_MAGIC) else _open_other(data)
     except _DAMAGE as error:
-        raise ValueError(f"cannot decode {name}: {error}; restore, convert or remove this file") from error
+        # Pillow's own words name an address in memory, which no two runs share.
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"no image of format {', '.join(('JPEG', *_FORMATS))}" if is_unknown else error
+        reason = reason if data else "the file is empty"
+        raise ValueError(f"cannot decode {name}: {reason}; restore, convert or remove this file") from error
+    return _upright(image, orientation)
+
+
+def convert_picture(picture: Image.Image, name: str) -> UInt8[np.ndarray, "height width 3"]:
+    """Turn a picture of Pillow's into upright RGB, as `decode_image` does with the same in a file.
+
+    Raises:
+        ValueError: it cannot be read, is animated, or deeper than 8 bits a channel.
+    """
+    try:
+        return _upright(*_as_rgb(picture))
+    except _DAMAGE as error:
+        raise ValueError(f"cannot use {name}: {error}; convert it first") from error
+
+
+def _upright(image: Image.Image | np.ndarray, orientation: int) -> np.ndarray:
     if orientation in _UPRIGHT:
         image = Image.fromarray(np.asarray(image)).transpose(_UPRIGHT[orientation])
     return np.asarray(image)
@@ -73,11 +93,14 @@ def _open_other(data: bytes) -> tuple[Image.Image, int]:
     """Decode with Pillow."""
     # Loading skips the checksums of PNG; verifying reads them and leaves the image unusable.
     Image.open(io.BytesIO(data), formats=_FORMATS).verify()
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    return _as_rgb(Image.open(io.BytesIO(data), formats=_FORMATS))
+
+
+def _as_rgb(image: Image.Image) -> tuple[Image.Image, int]:
     frames = getattr(image, "n_frames", 1)
     if frames != 1:
         raise ValueError(f"it has {frames} frames, wanted 1")
-    if _SIXTEEN_BITS.search(str(image.tile)) or image.mode.startswith(("I", "F")):
+    if _SIXTEEN_BITS.search(str(getattr(image, "tile", ""))) or image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode} has more than 8 bits a channel, and how to scale them is not known")
     image.load()
     # Only now: loading a TIFF turns it upright and drops the tag.

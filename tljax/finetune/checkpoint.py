@@ -60,7 +60,7 @@ class Checkpoints:
                 get_metric_fn=lambda metrics: metrics[keep_best], n=1, keep_checkpoints_without_metrics=False
             )
             keep = policies.AnyPreservationPolicy([keep, best])
-        settings = {} if timeout_s is None else {"timeout_secs": timeout_s}
+        settings: dict[str, Any] = {} if timeout_s is None else {"timeout_secs": timeout_s}
         context = ocp.Context(async_options=ocp.options.AsyncOptions(**settings))
         self._checkpointer = ocp.training.Checkpointer(str(self.directory), context=context, preservation_policy=keep)
         self._saving: Any = None

@@ -84,7 +84,8 @@ def lower_step_on(
     """
     state, fixed = _step_shapes(body, initial, groups, stats)
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spread(mesh)), batch)
-    return make_train_step(body, mesh).lower(shapes_on(state, mesh), shapes_on(fixed, mesh), rows)
+    step: Any = make_train_step(body, mesh)
+    return step.lower(shapes_on(state, mesh), shapes_on(fixed, mesh), rows)
 
 
 def trace_step(

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from tljax.devices import FSDP, keep_placed, make_gather, put_batch, replicated, spread
+from tljax.finetune.forward import Gather
 from tljax.finetune.state import Arrays, Fixed, TrainState
 from tljax.finetune.step import STEP_INPUTS, Batch, Body, model_inputs
 from tljax.models.kernels import Kernels
@@ -74,6 +75,26 @@ def make_eval_step(
         pad a batch have probabilities too; `predict` drops them.
     """
     gather = make_gather(mesh)
+    evaluate = eval_body(
+        net, preprocess, start=start, compute_dtype=compute_dtype, kernels=kernels, probabilities=probabilities,
+        gather=gather,
+    )  # fmt: skip
+
+    held = _held(mesh)
+    return jax.jit(evaluate, in_shardings=(held, held, spread(mesh)), out_shardings=replicated(mesh))
+
+
+def eval_body(
+    net: Net,
+    preprocess: Preprocess,
+    *,
+    start: str | int,
+    compute_dtype: str | None,
+    kernels: Kernels | None,
+    probabilities: Callable[[jax.Array], jax.Array],
+    gather: Gather | None = None,
+) -> Callable[[Arrays, Arrays, Batch], jax.Array]:
+    """Return what `make_eval_step` compiles."""
 
     def evaluate(params: Arrays, stats: Arrays, batch: Batch) -> jax.Array:
         x = model_inputs(batch, net, preprocess, start)
@@ -82,8 +103,7 @@ def make_eval_step(
         )
         return probabilities(scores.astype(jnp.float32))
 
-    held = _held(mesh)
-    return jax.jit(evaluate, in_shardings=(held, held, spread(mesh)), out_shardings=replicated(mesh))
+    return evaluate
 
 
 def put_inputs(batch: Batch, mesh: Mesh) -> Arrays:

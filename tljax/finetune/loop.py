@@ -19,6 +19,7 @@ from tljax.finetune.checkpoint import Checkpoints
 from tljax.finetune.devices import put_inputs
 from tljax.finetune.frozen_record import note_beginning, note_end
 from tljax.finetune.phases import Phase, first_step, phase_of_state, shapes_in_phase
+from tljax.finetune.sound import check_sound
 from tljax.finetune.state import Arrays, Fixed, TrainState
 from tljax.finetune.step import Batch
 from tljax.finetune.waiting import WaitingMeter
@@ -173,7 +174,7 @@ class _Journal:
         step, metrics = self.waiting
         self.waiting = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        _check_sound(step, values, self.max_loss, self.checkpoints)
+        check_sound(step, values, self.max_loss, self.checkpoints)
         self._write({"step": step, **values, "phase": int(values["phase"])})
         seen = f"loss {values['loss']:.4f}, {100 * self.meter.share:.0f} % waiting for data"
         self.progress.update(self.bar, completed=step + 1, description=f"training, {seen}")
@@ -209,20 +210,6 @@ def _next(stream: Iterator[Batch], step: int) -> Batch:
         return next(stream)
     except StopIteration as error:
         raise ValueError(f"the batches ended before step {step}; batches(start_step) must be endless") from error
-
-
-def _check_sound(step: int, values: Mapping[str, float], max_loss: float, checkpoints: Checkpoints) -> None:
-    broken = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if not broken and values["loss"] > max_loss:
-        broken = {"loss": values["loss"]}
-    if not broken:
-        return
-    kept = checkpoints.latest_step
-    good = f"the checkpoint of step {kept} in {checkpoints.directory} is good" if kept else "no checkpoint was made yet"
-    raise FloatingPointError(
-        f"step {step}: {', '.join(f'{name} is {value}' for name, value in broken.items())}; {good}. "
-        "Lower the learning rate, clip the gradient, or look for a label out of range in the batch of this step"
-    )
 
 
 def load_best(

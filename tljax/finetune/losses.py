@@ -6,7 +6,10 @@ from jaxtyping import Array, Float, Float32, Int
 
 
 def softmax_cross_entropy(
-    scores: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, "b k"], *, label_smoothing: float = 0.0
+    scores: Float[Array, "b k"],
+    labels: Int[Array, " b"] | Float[Array, "b k"],
+    *,
+    label_smoothing: float | jax.Array = 0.0,
 ) -> Float[Array, " b"]:
     """Compute the cross-entropy of softmax scores with smoothed labels, in float32.
 
@@ -18,7 +21,7 @@ def softmax_cross_entropy(
         scores: unnormalised log-probabilities.
         labels: classes in [0, k), a label outside gives NaN, which stops training; or soft targets, whose rows sum
             to 1.
-        label_smoothing: mass spread evenly over all k classes, in [0, 1).
+        label_smoothing: mass spread evenly over all k classes, in [0, 1); that of an array is not checked.
 
     Raises:
         ValueError: `label_smoothing` is outside [0, 1).
@@ -40,7 +43,7 @@ def softmax_cross_entropy(
 
 
 def sigmoid_cross_entropy(
-    scores: Float[Array, "b k"], targets: Float[Array, "b k"], *, label_smoothing: float = 0.0
+    scores: Float[Array, "b k"], targets: Float[Array, "b k"], *, label_smoothing: float | jax.Array = 0.0
 ) -> Float[Array, " b"]:
     """Compute the cross-entropy of independent sigmoid scores, for images with any number of labels, in float32.
 
@@ -97,6 +100,7 @@ def example_shares(weights: Float[Array, " b"], axis_name: str | None = None) ->
     return weights / (total if axis_name is None else jax.lax.psum(total, axis_name))
 
 
-def _check_smoothing(label_smoothing: float) -> None:
-    if not 0.0 <= label_smoothing < 1.0:
+def _check_smoothing(label_smoothing: float | jax.Array) -> None:
+    # Of an array, a step that is compiled for many runs does not know the value.
+    if not isinstance(label_smoothing, jax.Array) and not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}, wanted 0 <= label_smoothing < 1")

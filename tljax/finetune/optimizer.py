@@ -72,11 +72,38 @@ def make_optimizer(
     """
     if weight_decay < 0 or (clip_norm is not None and clip_norm <= 0):
         raise ValueError(f"weight_decay {weight_decay} and clip_norm {clip_norm}: wanted >= 0, and > 0 or None")
-    decayed, plain = (_optimizer(name, decay, arguments or {}) for decay in (weight_decay, 0.0))
     by_label = {label: schedules if callable(schedules) else schedules[label] for label in groups.multipliers}
+    return scaled_optimizer(
+        groups.labels, by_label, groups.multiplier, name=name, weight_decay=weight_decay, clip_norm=clip_norm,
+        arguments=arguments,
+    )  # fmt: skip
+
+
+def scaled_optimizer(
+    labels: Mapping[str, str],
+    by_label: Mapping[str, optax.Schedule],
+    multiplier: Callable[[str], Any],
+    *,
+    name: str,
+    weight_decay: float | jax.Array,
+    clip_norm: float | None,
+    arguments: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformation:
+    """Build what `make_optimizer` does from numbers that need not be known when a step is compiled.
+
+    Args:
+        labels: {path: label} of the trained params, at least.
+        by_label: {label: learning rate as a function of the step}.
+        multiplier: path -> factor on that rate.
+        name: as for `make_optimizer`.
+        weight_decay: likewise; not checked.
+        clip_norm: likewise; not checked.
+        arguments: likewise.
+    """
+    decayed, plain = (_optimizer(name, decay, arguments or {}) for decay in (weight_decay, 0.0))
     rates = optax.multi_transform(
         {label: optax.scale_by_schedule(schedule) for label, schedule in by_label.items()},
-        lambda params: {path: groups.labels[path] for path in params},
+        lambda params: {path: labels[path] for path in params},
     )
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
 
@@ -100,7 +127,7 @@ def make_optimizer(
             }
             scaled: Any = rates.update({path: change for path, (change, _) in moved.items()}, state.rates)
         changes, rates_state = scaled
-        changes = {path: groups.multiplier(path) * change for path, change in changes.items()}
+        changes = {path: multiplier(path) * change for path, change in changes.items()}
         states = {path: own for path, (_, own) in moved.items()}
         return changes, OptimizerState(params=states, rates=rates_state)
 
@@ -121,7 +148,9 @@ def carry_over(before: OptimizerState, fresh: OptimizerState) -> OptimizerState:
     return OptimizerState(params={**fresh.params, **kept}, rates=fresh.rates)
 
 
-def _optimizer(name: str, weight_decay: float, arguments: Mapping[str, Any]) -> optax.GradientTransformation:
+def _optimizer(
+    name: str, weight_decay: float | jax.Array, arguments: Mapping[str, Any]
+) -> optax.GradientTransformation:
     """Build the optimizer of one param, at rate 1."""
     if name not in OPTIMIZERS:
         raise ValueError(f"no optimizer {name!r}{did_you_mean(name, OPTIMIZERS)}; known: {', '.join(OPTIMIZERS)}")
@@ -133,5 +162,4 @@ def _optimizer(name: str, weight_decay: float, arguments: Mapping[str, Any]) -> 
         raise ValueError(f"optimizer {name!r}: {'; '.join(unknown)}; its arguments are {', '.join(settable)}")
     if "weight_decay" in parameters:
         return function(1.0, weight_decay=weight_decay, **arguments)
-    of_gradient = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
-    return optax.chain(of_gradient, function(1.0, **arguments))
+    return optax.chain(optax.add_decayed_weights(weight_decay), function(1.0, **arguments))

@@ -77,8 +77,8 @@ class L2SP:
         everything towards 0 as well: set that of the optimizer to 0.
     """
 
-    strength: float
-    head_strength: float
+    strength: float | jax.Array
+    head_strength: float | jax.Array
 
     taps: ClassVar[tuple[str, ...]] = ()
     needs_original: ClassVar[bool] = False
@@ -120,7 +120,7 @@ class BSS:
         Learning (NeurIPS), the regulariser of BSS. Under `jax.pmap` the batch is a device's share.
     """
 
-    strength: float
+    strength: float | jax.Array
     num_smallest: int
     stage: str
 
@@ -173,7 +173,7 @@ class FeatureDistillation:
         Li et al. 2019, arXiv:1901.09229 (DELTA), without its attention.
     """
 
-    strength: float
+    strength: float | jax.Array
     stages: tuple[str, ...]
 
     needs_original: ClassVar[bool] = True
@@ -240,7 +240,8 @@ def _make(stages: Sequence[str], name: str, settings: Mapping[str, Any]) -> Pena
     return penalty
 
 
-def _check_strengths(**strengths: float) -> None:
+def _check_strengths(**strengths: float | jax.Array) -> None:
     for name, value in strengths.items():
-        if not 0 <= value < math.inf:
+        # Of an array, a step that is compiled for many runs does not know the value.
+        if not isinstance(value, jax.Array) and not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}, wanted a finite number of 0 or more")

@@ -32,10 +32,10 @@ def train_body(
     forward: Forward,
     tx: optax.GradientTransformation,
     preprocess: Preprocess,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
     loss: Loss = softmax_cross_entropy,
     correct: Loss = is_correct,
-    class_weights: tuple[float, ...] | None = None,
+    class_weights: tuple[float, ...] | jax.Array | None = None,
     mix: Mix | None = None,
     penalties: Sequence[Penalty] = (),
     average_decay: float | None = None,
@@ -126,7 +126,7 @@ def model_inputs(batch: Batch, net: Net, preprocess: Preprocess, start: str | in
 
 def _examples(
     batch: Batch, forward: Forward, preprocess: Preprocess, key: jax.Array, axis_name: str | None, mix: Mix | None,
-    class_weights: Sequence[float] | None,
+    class_weights: Sequence[float] | jax.Array | None,
 ) -> Arrays:  # fmt: skip
     """Return what the parts of a batch are cut from: inputs "x", targets, "share" of the mean, and "key"."""
     x, labels = model_inputs(batch, forward.net, preprocess, forward.start), batch["label"]

@@ -19,8 +19,8 @@ class WaitingMeter:
     A class because it goes along with the loop. The first step compiles, and counts for nothing.
 
     Args:
-        path: JSON lines, one a step: "step", "waited_s", and its "share" of the time since the step before; None
-            writes none.
+        path: JSON lines, one a step: "step", "waited_s", and its "share" of the time that the step took; None writes
+            none.
     """
 
     def __init__(self, path: str | os.PathLike | None):

@@ -1,11 +1,12 @@
 """What predictions are, and how good: by the labels of the data."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from tljax.calibration import SIGMOID, SOFTMAX
 from tljax.data.sources import Source, has_labels
 from tljax.metrics import (
     average_precisions,
@@ -17,9 +18,14 @@ from tljax.metrics import (
 from tljax.paths import did_you_mean
 
 
-def probabilities_for(source: Source) -> Callable[[jax.Array], jax.Array]:
-    """Return how scores become probabilities: those of independent labels, or of classes that exclude each other."""
-    return jax.nn.sigmoid if source.is_multi_label else jax.nn.softmax
+def kind_of(source: Source) -> str:
+    """Return how scores become probabilities: "sigmoid" for independent labels, "softmax" for classes."""
+    return SIGMOID if source.is_multi_label else SOFTMAX
+
+
+def as_probabilities(source: Source, scores: np.ndarray) -> np.ndarray:
+    """Turn the scores of a net into probabilities, as its device would: in float32."""
+    return np.asarray((jax.nn.sigmoid if source.is_multi_label else jax.nn.softmax)(jnp.asarray(scores)))
 
 
 def main_metric(source: Source) -> str:
@@ -121,3 +127,10 @@ def _by_class(source: Source, indices: np.ndarray, probabilities: np.ndarray) ->
 def _targets(source: Source) -> np.ndarray:
     assert source.targets is not None
     return source.targets
+
+
+def targets_of(source: Source, indices: np.ndarray) -> np.ndarray:
+    """Return the shares that classes have in examples, 1 and 0 for plain labels; or each label on its own."""
+    if source.targets is not None:
+        return source.targets[indices]
+    return np.eye(len(source.class_names), dtype=np.float32)[source.labels[indices]]

@@ -17,9 +17,11 @@ from tljax.finetune.loop import fit, load_best
 from tljax.finetune.phases import Phase
 from tljax.finetune.state import TrainState
 from tljax.tasks.caching import CACHES, settle_caches
+from tljax.tasks.calibrating import calibrate
 from tljax.tasks.drifting import measure_drift
-from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric
+from tljax.tasks.evaluation import as_probabilities, check_choice, check_evaluation, evaluate, main_metric
 from tljax.tasks.execution import execution_of, identity_of
+from tljax.tasks.facts import note_facts
 from tljax.tasks.feed import Feed, open_once
 from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
 from tljax.tasks.plan import Plan
@@ -33,8 +35,8 @@ from tljax.tasks.training import (
     mesh_of,
     partition,
     result_of,
+    score_images,
     step_arguments,
-    test_predictions,
 )
 from tljax.tasks.tuned import save_tuned
 
@@ -74,18 +76,18 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     feeds[0]()
     startup.mark("stored prefix")
     # After all that a mistake in the config can stop, which leaves the directory free for the mended one.
-    processes.on_first(lambda: _note_plan(workdir, source, split, rows, decisions, norms))
+    processes.on_first(lambda: note_plan(workdir, source, split, rows, decisions, norms))
     state, index = _train(config, phases, plans[0], workdir)
     plan, feed = plans[index], feeds[index]()
     before, after = inputs.identity["params"], inputs.pretrained.fingerprint()
     if before != after:
         raise RuntimeError(f"the pretrained params moved: hash {before} before, {after} after; please report this")
     result = result_of(state)
-    found = test_predictions(plan, result, feed, split.test)
-    return processes.on_first(lambda: _conclude(workdir, plan, feed, split, result, int(state.step), found))
+    scores = score_images(plan, result, feed, (split.val, split.test))
+    return processes.on_first(lambda: conclude(workdir, plan, feed, split, result, int(state.step), scores))
 
 
-def _note_plan(
+def note_plan(
     workdir: Path, source: Source, split: Split, rows: list[list[dict[str, Any]]], decisions: list[dict[str, Any]],
     norms: Mapping[str, float] | None,
 ) -> None:  # fmt: skip
@@ -100,18 +102,24 @@ def _note_plan(
     rundir.write_json(workdir / CLASSES, list(source.class_names))
 
 
-def _conclude(
-    workdir: Path, plan: Plan, feed: Feed, split: Split, result: Result, step: int, found: tuple[np.ndarray, np.ndarray]
-) -> dict[str, float]:
-    """Write what the run ended with; return its metrics."""
+def conclude(
+    workdir: Path, plan: Plan, feed: Feed, split: Split, result: Result, step: int,
+    scores: list[tuple[np.ndarray, np.ndarray]],
+) -> dict[str, float]:  # fmt: skip
+    """Write what the run ended with, given the scores of validation and test images; return its metrics."""
+    source = plan.inputs.source
     save_tuned(workdir, plan, result)
+    (of_val, of_test) = scores
+    calibrate(workdir, source, of_val, of_test)
+    note_facts(workdir, plan.inputs, split)
+    found = of_test[0], as_probabilities(source, of_test[1])
     moved = measure_drift(plan, result, feed.alone(), split.val[: plan.recipe.drift_images], workdir)
     record = {
         "method": NAME,
         "features": f"from {plan.groups.train_from}",
         "depth": None,
         "chosen": {"step": step} if plan.recipe.keep == "best" else {},
-        **call("evaluate", plan.config, evaluate, plan.inputs.source, *found),
+        **call("evaluate", plan.config, evaluate, source, *found),
     }
     _save_predictions(workdir / "predictions.npz", *found)
     rundir.write_json(workdir / "evaluations.json", [record])

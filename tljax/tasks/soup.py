@@ -26,7 +26,9 @@ from tljax.devices import place
 from tljax.finetune.averages import greedy_soup, interpolate, uniform_soup
 from tljax.finetune.devices import make_eval_step, predict
 from tljax.paths import did_you_mean
-from tljax.tasks.evaluation import check_choice, check_evaluation, evaluate, main_metric, probabilities_for
+from tljax.tasks.calibrating import calibrate
+from tljax.tasks.evaluation import as_probabilities, check_choice, check_evaluation, evaluate, main_metric
+from tljax.tasks.facts import note_facts
 from tljax.tasks.inputs import CLASSES, SPLIT, Inputs, open_split
 from tljax.tasks.restore import restore
 from tljax.tasks.running import run_task
@@ -107,8 +109,11 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
     scores = {name: kitchen.score(arrays, split.val) for name, arrays in candidates.items()}
     metric = main_metric(inputs.source)
     chosen = max(scores, key=lambda name: scores[name])
-    indices, probabilities = kitchen.predict(candidates[chosen], split.test)
-    record = call("evaluate", config, evaluate, inputs.source, indices, probabilities)
+    of_val, of_test = (kitchen.predict(candidates[chosen], part) for part in (split.val, split.test))
+    probabilities = as_probabilities(inputs.source, of_test[1])
+    record = call("evaluate", config, evaluate, inputs.source, of_test[0], probabilities)
+    calibrate(workdir, inputs.source, of_val, of_test)
+    note_facts(workdir, inputs, split)
     rundir.write_json(workdir / "soup.json", {f"val_{metric}": scores, "chosen": chosen, **record})
     save_split(workdir / SPLIT, split, inputs.source)
     rundir.write_json(workdir / CLASSES, list(inputs.source.class_names))
@@ -142,21 +147,20 @@ class _Kitchen:
 
     @functools.cached_property
     def eval_step(self) -> Callable[..., jax.Array]:
-        """The prediction, compiled once for all candidates."""
-        return make_eval_step(
-            self.model.net, self.model.preprocess, self.mesh, probabilities=probabilities_for(self.inputs.source)
-        )
+        """The scores, compiled once for all candidates."""
+        return make_eval_step(self.model.net, self.model.preprocess, self.mesh, probabilities=lambda scores: scores)
 
     def predict(self, arrays: Arrays, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         net, preprocess = self.model.net, self.model.preprocess
         params, stats = ({path: arrays[path] for path in paths} for paths in (net.shapes, net.stat_shapes))
         batches = ordered_batches(self.inputs.source, indices, preprocess, self.batch_size)
-        return predict(self.eval_step, *place((params, stats), self.mesh), batches, self.mesh)
+        params, stats = place((params, stats), self.mesh)
+        return predict(self.eval_step, params, stats, batches, self.mesh)
 
     def score(self, arrays: Arrays, indices: np.ndarray) -> float:
-        found, probabilities = self.predict(arrays, indices)
+        found, scores = self.predict(arrays, indices)
         source = self.inputs.source
-        return evaluate(source, found, probabilities)["metrics"][main_metric(source)]
+        return evaluate(source, found, as_probabilities(source, scores))["metrics"][main_metric(source)]
 
 
 def _check_alike(runs: Sequence[str], models: Sequence[Pretrained], source: Source, split: Split) -> None:

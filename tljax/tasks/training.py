@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from tljax.finetune.phases import Phase, shapes_in_phase
 from tljax.finetune.state import Fixed, TrainState, averaged, enter_phase, init_state
 from tljax.finetune.step import originals, train_body
 from tljax.paths import stage_of
-from tljax.tasks.evaluation import evaluate, probabilities_for
+from tljax.tasks.evaluation import as_probabilities, evaluate
 from tljax.tasks.execution import execution_of
 from tljax.tasks.feed import Feed, batch_shapes
 from tljax.tasks.plan import Plan
@@ -111,28 +111,33 @@ def partition(plan: Plan) -> list[dict[str, Any]]:
 def _enter(plans: list[Plan], index: int, before: TrainState | None) -> TrainState:
     plan = plans[index]
     if before is None:
-        trained, _ = plan.groups.split(plan.initial)
-        stats = plan.inputs.pretrained.stats
-        return init_state(trained, stats, plan.optimizer, averaged_stats=plan.averaged_stats(stats))
+        return enter_first(plan)
     resized = resize_state(before, plans[index - 1], plan)
     return enter_phase(
         resized, plan.initial, plan.groups, plan.optimizer, averaged_stats=plan.averaged_stats(resized.stats)
     )
 
 
+def enter_first(plan: Plan) -> TrainState:
+    """Return the state before the first step of a run."""
+    trained, _ = plan.groups.split(plan.initial)
+    stats = plan.inputs.pretrained.stats
+    return init_state(trained, stats, plan.optimizer, averaged_stats=plan.averaged_stats(stats))
+
+
 def step_arguments(plans: list[Plan], phases: list[Phase], index: int) -> tuple[TrainState, Fixed, dict[str, Any]]:
     """Return the shapes of what the step of a phase takes, before there is any of it."""
     mesh = mesh_of(plans[index].config)
     state = shapes_in_phase(phases, index, mesh)
-    return state, shapes_on(_fixed(plans[index], state), mesh), batch_shapes(plans[index])
+    return state, shapes_on(fixed_of(plans[index], state), mesh), batch_shapes(plans[index])
 
 
 def _open_fixed(plan: Plan, state: TrainState) -> Fixed:
     """Bring to the devices what the steps of a phase read."""
-    return place(_fixed(plan, state), mesh_of(plan.config))
+    return place(fixed_of(plan, state), mesh_of(plan.config))
 
 
-def _fixed(plan: Plan, state: TrainState) -> Fixed:
+def fixed_of(plan: Plan, state: TrainState) -> Fixed:
     """Choose what the steps of a phase read; of the state, only the paths are looked at."""
     net, changed = plan.forward.net, {*state.trained, *state.settled}
     first = net.depth(plan.start)
@@ -150,27 +155,32 @@ def _validation(plan: Plan, feed: LazyFeed, split: Split) -> Any:
     def validate(state: TrainState, fixed: Fixed) -> dict[str, float]:
         trained, stats = averaged(state)
         params = assemble(_of_running_stages(plan, trained), fixed.params)
-        indices, probabilities = predict(eval_step, params, stats, feed().ordered(split.val), mesh_of(plan.config))
-        metrics = evaluate(source, indices, probabilities)["metrics"]
+        indices, scores = predict(eval_step, params, stats, feed().ordered(split.val), mesh_of(plan.config))
+        metrics = evaluate(source, indices, as_probabilities(source, scores))["metrics"]
         return {f"val_{name}": value for name, value in metrics.items()}
 
     return validate
 
 
 def evaluation_step(plan: Plan) -> Any:
-    """Compile the prediction of probabilities from what the steps of a phase read."""
+    """Compile the prediction of scores from what the steps of a phase read."""
     return make_eval_step(
         plan.forward.net, plan.inputs.pretrained.preprocess, mesh_of(plan.config), start=plan.start,
-        compute_dtype=plan.forward.compute_dtype, kernels=plan.forward.kernels,
-        probabilities=probabilities_for(plan.inputs.source),
+        compute_dtype=plan.forward.compute_dtype, kernels=plan.forward.kernels, probabilities=lambda scores: scores,
     )  # fmt: skip
 
 
-def test_predictions(plan: Plan, result: Result, feed: Feed, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of images, and the probabilities that a result gives their classes."""
-    mesh = mesh_of(plan.config)
+def score_images(
+    plan: Plan, result: Result, feed: Feed, parts: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each list of images their indices, and the scores that a result gives their classes.
+
+    All processes must call it.
+    """
+    mesh, step = mesh_of(plan.config), evaluation_step(plan)
     params, stats = place((_of_running_stages(plan, result.params(plan)), result.stats), mesh)
-    return predict(evaluation_step(plan), params, stats, feed.ordered(indices), mesh)
+    none = np.zeros(0, np.int64), np.zeros((0, plan.inputs.num_classes), np.float32)
+    return [predict(step, params, stats, feed.ordered(part), mesh) if len(part) else none for part in parts]
 
 
 def _of_running_stages(plan: Plan, params: Mapping[str, Any]) -> dict[str, Any]:
