@@ -84,8 +84,9 @@ def check_config(task: str, config: Mapping[str, Any]) -> None:
             continue
         values = {key: value for key, value in section.items() if (name, key) != ("data", "name")}
         try:
-            if is_dataclass(taker.function):
-                call(name, {name: values}, taker.function)
+            function: Any = taker.function
+            if is_dataclass(function):
+                call(name, {name: values}, function)
             else:
                 parameters = _settable(taker)
                 needed = [key for key, parameter in parameters.items() if parameter.default is parameter.empty]

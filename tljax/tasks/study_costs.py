@@ -138,7 +138,8 @@ def _forward_flops(plan: Plan, start: int, stop: str | int | None) -> float:
     if start:
         x = jax.eval_shape(functools.partial(net.apply, stop=start), params, stats, x)[0]
     run = functools.partial(net.apply, start=start, stop=stop)
-    return jax.jit(run).lower(params, stats, x).cost_analysis()["flops"]
+    lowered: Any = jax.jit(run).lower(params, stats, x)
+    return lowered.cost_analysis()["flops"]
 
 
 def _nearest_seconds(run: Run, finished: Sequence[tuple[Run, Mapping[str, float]]]) -> float:
