@@ -35,8 +35,8 @@ def train(ready, root, folder):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     advance, conclude = together_train._Group.advance, finetune.conclude
 
-    def announced(group):
-        advance(group)
+    def announced(self):
+        advance(self)
         ready()
 
     @functools.wraps(conclude)

@@ -92,7 +92,8 @@ def assert_same_bits(mine, other):
 
 def test_runs_together_equal_runs_alone(root, tmp_path):
     """SGD: updates are linear in the gradient, so differences stay those of sums in another order."""
-    base = make_config(root, **STORED, penalties={"l2_sp": {"strength": 0.1, "head_strength": 0.01}})
+    penalties = {"l2_sp": {"strength": 0.1, "head_strength": 0.01}}
+    base = make_config(root, **STORED, penalties=penalties, regularise={"stochastic_depth": 0.3})
     configs = [
         base,
         changed(base, seed=1),
@@ -139,7 +140,9 @@ def test_runs_of_adamw_with_deltas_and_the_best_step_kept(root, tmp_path):
 def test_statistics_of_a_batch_and_batches_from_the_host(root, tmp_path, monkeypatch):
     """A ResNet with BatchNorm in training mode; so little memory that runs take turns, and the store stays on disk."""
     base = make_config(root, **STORED, groups={"freeze": "layer2_00", "rates": {"body": 0.5}})
-    base = changed(base, model__name=f"file:{root / 'resnet'}", loss__class_weighting="inverse")
+    base = changed(
+        base, model__name=f"file:{root / 'resnet'}", loss__class_weighting="inverse", split__val_fraction=0.0
+    )
     runs = runs_of([base, changed(base, seed=1), changed(base, optimizer__weight_decay=0.1)], tmp_path / "together")
     monkeypatch.setattr(together_program, "_STORE_SHARE", 0.0)
     outcomes = run_together(runs, budget_gb=SMALL_GB)

@@ -25,7 +25,7 @@ RUNS = "runs"
 # Steps that one call of the program can take.
 MOST_STEPS = 64
 # The settings of penalties that are numbers in the program.
-_STRENGTHS = ("strength", "head_strength")
+STRENGTHS = ("strength", "head_strength")
 
 OneRun = Callable[[TrainState, Arrays, Fixed, Batch], tuple[TrainState, Arrays]]
 
@@ -86,7 +86,7 @@ def numbers_of(
         "weight_decay": np.float32(weight_decay),
         "label_smoothing": np.float32(label_smoothing),
         "penalties": [
-            {name: np.float32(getattr(penalty, name)) for name in _STRENGTHS if hasattr(penalty, name)}
+            {name: np.float32(getattr(penalty, name)) for name in STRENGTHS if hasattr(penalty, name)}
             for penalty in penalties
         ],
         "class_weights": None if class_weights is None else np.asarray(class_weights, np.float32),

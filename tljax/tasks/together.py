@@ -28,12 +28,13 @@ __all__ = ["Group", "group", "run_all", "run_together"]
 log = logging.getLogger(__name__)
 
 
-def run_all(runs: Sequence[Run], *, budget_gb: float | None = None) -> list[Outcome]:
+def run_all(runs: Sequence[Run], *, budget_gb: float | None = None, most_runs: int | None = None) -> list[Outcome]:
     """Run what can train together together, and the rest one by one, all in this process.
 
     Args:
         runs: of a study, each with a directory of its own; those that are finished are left alone.
         budget_gb: as for `run_together`.
+        most_runs: likewise.
 
     Returns:
         How each run ended, in their order. A failure of one is no failure of the others.
@@ -47,7 +48,7 @@ def run_all(runs: Sequence[Run], *, budget_gb: float | None = None) -> list[Outc
             log.info("%s runs alone: %s", each.runs[0].workdir, each.why_alone)
             found = [Outcome(run=run, state=PENDING, detail=each.why_alone) for run in each.runs]
         else:
-            found = run_together(each.runs, budget_gb=budget_gb)
+            found = run_together(each.runs, budget_gb=budget_gb, most_runs=most_runs)
         for outcome in found:
             key = Path(outcome.run.workdir).absolute()
             outcomes[key] = run_alone(outcome.run) if outcome.state == PENDING else outcome
@@ -64,7 +65,7 @@ def run_alone(run: Run) -> Outcome:
         return Outcome(run=run, state=FAILED, detail=str(error))
 
 
-def run_together(runs: Sequence[Run], *, budget_gb: float | None = None) -> list[Outcome]:
+def run_together(runs: Sequence[Run], *, budget_gb: float | None = None, most_runs: int | None = None) -> list[Outcome]:
     """Train the runs of one `Group` in as few programs as memory allows, and leave a run directory of each.
 
     Runs that are finished are left alone. A group that was cut off goes on from its last checkpoint.
@@ -73,6 +74,7 @@ def run_together(runs: Sequence[Run], *, budget_gb: float | None = None) -> list
         runs: of one group.
         budget_gb: memory that the runs of one program may take, in units of 10^9 bytes; None for half of that of the
             device, or of the machine where the device has none of its own.
+        most_runs: that train side by side at most; None for all that fit.
 
     Returns:
         How each run ended, in their order: "done" with its results, "failed" with its error, or "pending" with the
@@ -90,7 +92,7 @@ def run_together(runs: Sequence[Run], *, budget_gb: float | None = None) -> list
         else:
             outcomes[_place(run)] = outcome
     if left:
-        for outcome in _run_left(left, budget_gb):
+        for outcome in _run_left(left, budget_bytes(budget_gb), most_runs):
             outcomes[_place(outcome.run)] = outcome
     return [dataclasses.replace(outcomes[_place(run)], run=run) for run in runs]
 
@@ -114,7 +116,7 @@ def _outcome_so_far(run: Run) -> Outcome | None:
     return None
 
 
-def _run_left(runs: Sequence[Run], budget_gb: float | None) -> list[Outcome]:
+def _run_left(runs: Sequence[Run], budget: int, most_runs: int | None) -> list[Outcome]:
     """Go on with the groups that have begun, then begin with the other runs."""
     config = select(finetune.NAME, runs[0].config)
     outcomes: list[Outcome] = []
@@ -122,16 +124,16 @@ def _run_left(runs: Sequence[Run], budget_gb: float | None) -> list[Outcome]:
         inputs = open_inputs(config)
         begun = dict.fromkeys(folder for folder in map(folder_of, runs) if folder is not None)
         for folder in begun:
-            outcomes += _run_begun(folder, runs, inputs)
+            outcomes += _run_begun(folder, runs, inputs, budget)
         fresh = [run for run in runs if folder_of(run) is None and _place(run) not in map(_place, _runs_of(outcomes))]
-        return [*outcomes, *(_run_fresh(fresh, inputs, budget_bytes(budget_gb)) if fresh else [])]
+        return [*outcomes, *(_run_fresh(fresh, inputs, budget, most_runs) if fresh else [])]
 
 
 def _runs_of(outcomes: Sequence[Outcome]) -> list[Run]:
     return [outcome.run for outcome in outcomes]
 
 
-def _run_begun(folder: Path, runs: Sequence[Run], inputs: Inputs) -> list[Outcome]:
+def _run_begun(folder: Path, runs: Sequence[Run], inputs: Inputs, budget: int) -> list[Outcome]:
     """Go on with a group, all of whose members go on, as their arrays are stacked."""
     given = {_place(run): run for run in runs}
     own = [given.get(_place(run)) or run for run in members_of(folder)]
@@ -142,10 +144,10 @@ def _run_begun(folder: Path, runs: Sequence[Run], inputs: Inputs) -> list[Outcom
             + "; ".join(f"{own[place].workdir}: {why}" for place, why in refused.items())
         )
     feed = open_feed(members[0].plan)
-    return _run_chunk(members, feed, None, inputs, folder, budget_bytes(None))
+    return _run_chunk(members, feed, None, inputs, folder, budget)
 
 
-def _run_fresh(runs: Sequence[Run], inputs: Inputs, budget: int) -> list[Outcome]:
+def _run_fresh(runs: Sequence[Run], inputs: Inputs, budget: int, most_runs: int | None) -> list[Outcome]:
     for run in runs:
         Path(run.workdir).mkdir(parents=True, exist_ok=True)
     members, refused = open_members(runs, inputs)
@@ -155,7 +157,7 @@ def _run_fresh(runs: Sequence[Run], inputs: Inputs, budget: int) -> list[Outcome
         return [*outcomes, *(Outcome(run=each.run, state=PENDING, detail=why) for each in members)]
     feed = open_feed(members[0].plan)
     try:
-        program = fit_program(members, feed, budget)
+        program = fit_program(members, feed, budget, most_runs)
     except MemoryError as error:
         return [*outcomes, *(Outcome(run=each.run, state=PENDING, detail=str(error)) for each in members)]
     num_chunks = -(-len(members) // program.num_runs)
@@ -173,16 +175,16 @@ def _run_chunk(
     with contextlib.ExitStack() as locks:
         for member in members:
             locks.enter_context(rundir.only_process(member.workdir))
+        if program is None or program.num_runs != len(members):
+            program = Program(members[0], feed, len(members), is_resident=can_be_resident(feed, budget))
         left = [member for member in members if not (member.workdir / rundir.DONE).exists()]
         for member in left:
-            facts = {"together": {"runs": len(members), "place": members.index(member)}}
+            facts = {"together": {"place": members.index(member), **program.describe()}}
             execution = dataclasses.asdict(execution_of(member.config))
             rundir.start(member.workdir, finetune.NAME, member.identity, inputs.identity, execution, more=facts)
         folder = found_group([member.run for member in members]) if folder is None else folder
         for member in left:
             member.note_plan()
-        if program is None or program.num_runs != len(members):
-            program = Program(members[0], feed, len(members), is_resident=can_be_resident(feed, budget))
         trained = train(members, program, folder)
         outcomes = _conclude(members, trained, program, feed, began)
         close_group(folder, [member.run for member in members])

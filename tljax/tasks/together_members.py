@@ -12,7 +12,7 @@ from tljax import plain
 from tljax.ablation.runs import Run
 from tljax.data.splits import Split
 from tljax.finetune.groups import FROZEN
-from tljax.finetune.stacked import Recipe, numbers_of
+from tljax.finetune.stacked import STRENGTHS, Recipe, numbers_of
 from tljax.tasks import finetune
 from tljax.tasks.caching import settle_caches
 from tljax.tasks.evaluation import check_choice, check_evaluation
@@ -33,7 +33,6 @@ VARIED: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("weight_decay",),
     "loss": ("label_smoothing",),
 }
-_STRENGTHS = ("strength", "head_strength")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +96,7 @@ def shared_part(config: Mapping[str, Any]) -> dict[str, Any]:
         for key in keys:
             rest.get(section, {}).pop(key, None)
     for settings in rest.get("penalties", {}).values():
-        for key in _STRENGTHS:
+        for key in STRENGTHS:
             settings.pop(key, None)
     return rest
 

@@ -86,6 +86,17 @@ class Program:
         sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
         return int(self.mesh.size * (sizes - found.alias_size_in_bytes))
 
+    def describe(self) -> dict[str, Any]:
+        """Return what a record of the run says of the program."""
+        return {
+            "runs": self.num_runs,
+            "devices": self.mesh.size,
+            "is_resident": self.is_resident,
+            "needed_gb": self.needed_bytes / 1e9,
+            "lower_s": self.compiled.lower_s,
+            "compile_s": self.compiled.compile_s,
+        }
+
     @cached_property
     def shared_bytes(self) -> int:
         """What of that does not depend on the number of runs."""
@@ -189,13 +200,19 @@ def can_be_resident(feed: Feed, budget: int) -> bool:
     return feed.store.num_bytes <= _STORE_SHARE * budget
 
 
-def fit_program(members: Sequence[Member], feed: Feed, budget: int) -> Program:
+def fit_program(members: Sequence[Member], feed: Feed, budget: int, most_runs: int | None) -> Program:
     """Compile a program for as many of the runs as fit into memory; the rest then takes its turn after them.
+
+    Args:
+        members: all of them.
+        feed: of the stored prefix.
+        budget: what the program may take, in bytes.
+        most_runs: that may train side by side, whatever fits; None for all.
 
     Raises:
         MemoryError: one run alone does not fit.
     """
-    width, is_resident = len(members), can_be_resident(feed, budget)
+    width, is_resident = _even(len(members), most_runs or len(members)), can_be_resident(feed, budget)
     while True:
         program = Program(members[0], feed, width, is_resident=is_resident)
         needed, shared = program.needed_bytes, program.shared_bytes
@@ -209,5 +226,9 @@ def fit_program(members: Sequence[Member], feed: Feed, budget: int) -> Program:
         if width == 1:
             raise MemoryError(f"one run takes {needed / 1e9:.3g} GB, and the budget is {budget / 1e9:.3g} GB")
         fitting = int((budget - shared) / max(1, (needed - shared) / width))
-        # Chunks of one size share one program.
-        width = math.ceil(len(members) / math.ceil(len(members) / min(width - 1, max(1, fitting))))
+        width = _even(len(members), min(width - 1, max(1, fitting)))
+
+
+def _even(num_runs: int, most: int) -> int:
+    """Return the size of equal chunks of runs, as far as they can be equal: chunks of one size share one program."""
+    return math.ceil(num_runs / math.ceil(num_runs / most))
