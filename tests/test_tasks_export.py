@@ -146,8 +146,7 @@ def test_too_large_and_wrong_programs_are_refused(root, tmp_path, monkeypatch):
 
 
 def test_running_statistics_and_grey_images_are_inside_too(tmp_path):
-    config = dict(architecture=RESNET, seed=1)
-    write_model(tmp_path / "resnet", **config)
+    write_model(tmp_path / "resnet", architecture=RESNET, seed=1)
     grey = {"in_channels": 1, "preprocess": {"size": 12, "resize": 14, "mean": (0.4,), "std": (0.3,)}}
     model = open_finished(f"file:{tmp_path / 'resnet'}")
     pretrained = tljax.load(f"file:{tmp_path / 'resnet'}", **grey)
@@ -328,5 +327,5 @@ def test_intervals_from_a_confusion_are_those_of_drawing_images():
     for name, values in drawn.items():
         wanted = np.quantile(values, (0.025, 0.975))
         # Two sets of draws: an end is known to about a fiftieth of the standard deviation.
-        assert found[name] == pytest.approx(tuple(wanted), abs=0.15 * np.std(values))
+        assert found[name] == pytest.approx(tuple(wanted), abs=0.15 * float(np.std(values)))
     assert bootstrap_intervals(confusion) == found

@@ -65,7 +65,8 @@ def label_of(row: np.ndarray, class_names: Sequence[str], kind: str) -> Any:
 
 def top_of(row: np.ndarray, class_names: Sequence[str], count: int) -> list[tuple[str, float]]:
     """Return the most probable classes with their probabilities; of equal ones the first comes first."""
-    return [(class_names[index], float(row[index])) for index in np.argsort(-row, kind="stable")[:count].tolist()]
+    order: list[int] = np.argsort(-row, kind="stable")[:count].tolist()
+    return [(class_names[index], float(row[index])) for index in order]
 
 
 @dataclass(frozen=True, kw_only=True)
