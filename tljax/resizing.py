@@ -93,7 +93,7 @@ def pillow_may_go_down_first() -> bool:
 def _is_tall(sides: list[jax.Array], resized: list[jax.Array]) -> jax.Array:
     """Tell whether Pillow 13 goes down first; found by trying sizes, see tests/test_resizing.py."""
     lost_down, lost_along = (side - new for side, new in zip(sides, resized, strict=True))
-    return (lost_down > 0) & (lost_down > lost_along)
+    return (lost_down > 0) & (lost_down > 2 * lost_along)
 
 
 def _resized(preprocess: Preprocess, sides: list[jax.Array]) -> list[jax.Array]:
