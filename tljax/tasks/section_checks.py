@@ -85,7 +85,7 @@ def check_config(task: str, config: Mapping[str, Any]) -> None:
         values = {key: value for key, value in section.items() if (name, key) != ("data", "name")}
         try:
             function: Any = taker.function
-            if is_dataclass(function):
+            if is_dataclass(taker.function):
                 call(name, {name: values}, function)
             else:
                 parameters = _settable(taker)
