@@ -1,9 +1,12 @@
 """What a finished run becomes: a calibration, a program that runs without tljax, and a card."""
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import jax
@@ -25,11 +28,10 @@ from tljax.tasks.card import gather, hub_header, write_card
 from tljax.tasks.finished import open_finished
 from tljax.tasks.restore import restore
 
-# In a process where tljax cannot be imported, nor what it stands on beside JAX.
+# What JAX brings with it, and what it reads exported programs with.
+_PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum", "flatbuffers")
 _ALONE = """
 import runpy, sys
-for name in ("tljax", "flax", "PIL", "optax", "safetensors"):
-    sys.modules[name] = None
 sys.argv = sys.argv[1:]
 found = runpy.run_path(sys.argv[0], run_name="__main__" if sys.argv[-1] != "load" else "example")
 if sys.argv[-1] == "load":
@@ -50,15 +52,34 @@ def root(tmp_path_factory):
     return folder
 
 
-def alone(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", _ALONE, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Runs a script in a process that finds no other package than those."""
+    folder = tmp_path_factory.mktemp("packages")
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        (folder / name).symlink_to(Path(spec.origin).parent)
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+
+    def run(*arguments):
+        # Without site-packages, and what installs tljax there.
+        command = [sys.executable, "-S", "-c", _ALONE, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    assert "No module named 'tljax'" in run_and_fail(environment, folder)
+    return run
 
 
-def test_a_fresh_process_with_jax_alone_gives_the_same_probabilities(root, tmp_path):
+def run_and_fail(environment, folder):
+    command = [sys.executable, "-S", "-c", "import tljax"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder).stderr
+
+
+def test_a_fresh_process_with_jax_alone_gives_the_same_probabilities(root, tmp_path, alone):
     predictor = tljax.Predictor.open(root / "run")
     # Of the size of the model, so that nothing is resized; and seven of them, a number that it has not seen.
     images = np.random.default_rng(0).integers(0, 256, (7, SIZE, SIZE, 3), np.uint8)
