@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from tests import kill
 from tests.small_runs import make_config, write_model, write_pictures
@@ -55,6 +56,7 @@ def done_files(folder):
     return {path: (path.stat().st_ino, path.read_bytes()) for path in folder.glob("*/done.json")}
 
 
+@pytest.mark.slow
 def test_killed_groups_end_with_the_same_bits(tmp_path):
     write_pictures(tmp_path / "pictures")
     write_model(tmp_path / "vit")
