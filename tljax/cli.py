@@ -70,9 +70,7 @@ def _run_task(name: str, arguments: list[str]) -> int:
     from tljax.tasks import TASKS, WITHOUT_WORKDIR
 
     _log_to_stderr()
-    options = make_flags(
-        workdir=str, coordinator=str, num_processes=int, process_id=int, traceback=bool
-    )  # fmt: skip
+    options = make_flags(workdir=str, coordinator=str, num_processes=int, process_id=int, traceback=bool)
     show_traceback = False
     try:
         rest = options(arguments, known_only=True)

@@ -72,7 +72,7 @@ class Group:
 def found_processes(environment: Mapping[str, str]) -> int:
     """Return how many processes SLURM, Open MPI or a TPU pod has started together with this one; 1 where none has."""
     # The names that JAX's own detection reads.
-    if {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID"} <= environment.keys():
+    if {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS"} <= environment.keys():
         return int(environment["SLURM_NTASKS"])
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return int(environment["OMPI_COMM_WORLD_SIZE"])

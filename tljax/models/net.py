@@ -1,6 +1,6 @@
 """A model as an ordered list of named stages over flat dicts of arrays.
 
-This is the only module that turns NNX modules into dicts and back.
+With `layout`, which it alone uses, this is the only module that turns NNX modules into dicts and back.
 """
 
 import functools
@@ -16,6 +16,7 @@ from flax import nnx
 from tljax import paths
 from tljax.models.architecture import Architecture
 from tljax.models.kernels import Kernels
+from tljax.models.layout import Layout, flatten, layout_of
 from tljax.models.noise import Noise, Regularise, stage_noises
 from tljax.models.pooling import pool
 
@@ -23,15 +24,6 @@ HEAD = "head"
 NORM = "norm"
 
 Arrays = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """One stage without its arrays: the graph, and the abstract variables in the order NNX binds them."""
-
-    graph: Any
-    params: dict[str, Any]
-    stats: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,12 +52,12 @@ class Net:
         return self.architecture.num_classes
 
     @cached_property
-    def _layouts(self) -> dict[str, _Layout]:
-        return {stage: _layout(self.architecture, stage) for stage in self.stages}
+    def _layouts(self) -> dict[str, Layout]:
+        return {stage: layout_of(self.architecture, stage) for stage in self.stages}
 
     def stage_shapes(self, stage: str) -> dict[str, tuple[int, ...]]:
         """Return the shape of every param and statistic of one stage, without building the others."""
-        layout = _layout(self.architecture, stage)
+        layout = layout_of(self.architecture, stage)
         return {path: tuple(leaf.get_value().shape) for path, leaf in {**layout.params, **layout.stats}.items()}
 
     @cached_property
@@ -100,8 +92,8 @@ class Net:
         stats: Arrays = {}
         for index, stage in enumerate(self.stages):
             module = self.architecture.build(stage, nnx.Rngs(jax.random.fold_in(key, index)))
-            params |= _flatten(stage, nnx.state(module, nnx.Param))
-            stats |= _flatten(stage, nnx.state(module, nnx.BatchStat))
+            params |= flatten(stage, module, nnx.Param)
+            stats |= flatten(stage, module, nnx.BatchStat)
         return params, stats
 
     def apply(
@@ -176,7 +168,7 @@ class Net:
             )
             if use_remat and is_training:
                 run = jax.checkpoint(run)
-            own = [{path: given[path] for path in leaves} for leaves, given in self._leaves_of(stage, params, stats)]
+            own = self._layouts[stage].choose(params, stats)
             x, moved = run(*own, x, noises.get(stage) if is_training and stage not in whole else None)
             updated |= moved
         return x, updated
@@ -192,12 +184,12 @@ class Net:
             params, x = jax.tree.map(lambda array: array.astype(dtype), (params, x))
         if gather is not None:
             params = gather(params)
-        module = self._bind(stage, params, stats)
+        module = self._layouts[stage].bind(params, stats)
         if axis_name is not None:
             module.set_attributes(nnx.BatchNorm, axis_name=axis_name, raise_if_not_found=False)
         # Only stages that draw, or choose, know the words.
         y = module(x, **settings, **({} if noise is None else {"noise": noise}))
-        return y, _flatten(stage, nnx.state(module, nnx.BatchStat)) if settings["is_training"] else {}
+        return y, flatten(stage, module, nnx.BatchStat) if settings["is_training"] else {}
 
     def pool(self, y: jax.Array, kind: str) -> jax.Array:
         """Reduce a stage's output to one vector an image.
@@ -220,44 +212,3 @@ class Net:
             problems += paths.diff(present, wanted)
         if problems:
             raise ValueError(f"params do not fit stages {running[0]}..{running[-1]}:\n  " + "\n  ".join(problems))
-
-    def _leaves_of(
-        self, stage: str, params: Mapping[str, Any], stats: Mapping[str, Any]
-    ) -> tuple[tuple[dict[str, Any], Mapping[str, Any]], ...]:
-        layout = self._layouts[stage]
-        return (layout.params, params), (layout.stats, stats)
-
-    def _bind(self, stage: str, params: Mapping[str, Any], stats: Mapping[str, Any]) -> Any:
-        """Build the live module of a stage.
-
-        `nnx.merge` binds by position and checks only the number of leaves, so the states are built from
-        the layout's own paths, in its own order.
-        """
-        layout = self._layouts[stage]
-        states = [
-            nnx.from_flat_state([(_keys(path), leaf.replace(given[path])) for path, leaf in leaves.items()])
-            for leaves, given in self._leaves_of(stage, params, stats)
-        ]
-        return nnx.merge(layout.graph, *states)
-
-
-# Tracing the stages of a ViT takes some tenths of a second, and nets of one architecture are made again and again.
-@functools.lru_cache(maxsize=4096)
-def _layout(architecture: Architecture, stage: str) -> _Layout:
-    module = nnx.eval_shape(lambda: architecture.build(stage, nnx.Rngs(0)))
-    graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
-    # Without the mesh that they have where this runs inside of a mapped function: layouts are kept.
-    params, stats = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
-    return _Layout(graph=graph, params=_leaves(stage, params), stats=_leaves(stage, stats))
-
-
-def _leaves(stage: str, state: Any) -> dict[str, Any]:
-    return {"/".join((stage, *map(str, keys))): leaf for keys, leaf in nnx.to_flat_state(state)}
-
-
-def _flatten(stage: str, state: Any) -> Arrays:
-    return {path: leaf.get_value() for path, leaf in _leaves(stage, state).items()}
-
-
-def _keys(path: str) -> tuple[str, ...]:
-    return tuple(path.split("/")[1:])

@@ -12,7 +12,7 @@ from tljax.models.attention import attend
 from tljax.models.fused import bias_gelu
 from tljax.models.gelu import gelu
 from tljax.models.kernels import CHEAP, PALLAS, XLA, Kernels, attention_way, gelu_way
-from tljax.models.noise import Noise, drop_units
+from tljax.models.noise import Noise, drop_branch, drop_units
 from tljax.models.normalisation import LayerNorm
 from tljax.models.pooling import pool
 
@@ -173,3 +173,35 @@ def prepend(prefix: Sequence[Any], tokens: Array) -> Array:
     """Put tokens that all images share before those of each."""
     shared = [jnp.broadcast_to(token, (tokens.shape[0], *token.shape[1:])) for token in prefix]
     return jnp.concatenate([*shared, tokens], axis=1) if shared else tokens
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(
+        self, width: int, hidden_width: int, num_heads: int, activation: str, epsilon: float, rngs: nnx.Rngs, *,
+        use_layer_scale: bool,
+    ):  # fmt: skip
+        self.norm1 = LayerNorm(width, epsilon=epsilon, rngs=rngs)
+        self.attn = Attention(width, num_heads, rngs)
+        self.norm2 = LayerNorm(width, epsilon=epsilon, rngs=rngs)
+        self.is_gated = activation == SWIGLU
+        if self.is_gated:
+            self.mlp: nnx.Module = GatedMlp(width, hidden_width, rngs)
+        else:
+            self.mlp = Mlp(width, hidden_width, activation, rngs)
+        self.use_layer_scale = use_layer_scale
+        if use_layer_scale:
+            self.layer_scale1 = LayerScale(width)
+            self.layer_scale2 = LayerScale(width)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], *, is_training: bool, noise: Noise | None = None, kernels: Kernels
+    ) -> Float[Array, "b n d"]:
+        attended = self.attn(self.norm1(x, way=kernels.layer_norm), kernels=kernels)
+        attended = self.layer_scale1(attended) if self.use_layer_scale else attended
+        x = x + drop_branch(attended, noise, branch=0)
+        normalised = self.norm2(x, way=kernels.layer_norm)
+        mapped = self.mlp(normalised) if self.is_gated else self.mlp(normalised, kernels=kernels)
+        mapped = self.layer_scale2(mapped) if self.use_layer_scale else mapped
+        return x + drop_branch(mapped, noise, branch=1)

@@ -9,19 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tljax.models.kernels import Kernels
 from tljax.models.net import HEAD, NORM
-from tljax.models.noise import Noise, drop_branch
 from tljax.models.normalisation import LayerNorm
 from tljax.models.transformer import (
     ACTIVATIONS,
     CLS_DISTILLATION,
     SWIGLU,
-    Attention,
     AttentionPool,
-    GatedMlp,
+    Block,
     Head,
-    LayerScale,
     Mlp,
     Norm,
     PreLogits,
@@ -186,7 +182,10 @@ class VitConfig:
         if stage == HEAD:
             width = (self.representation_width or self.width) * (2 if self.pooling == "cls_mean" else 1)
             return Head(width, self.num_classes, self.pooling, self.prefix_tokens, self.has_head_bias, rngs)
-        return Block(self, rngs)
+        return Block(
+            self.width, self.hidden_width, self.num_heads, self.activation, self.norm_epsilon, rngs,
+            use_layer_scale=self.use_layer_scale,
+        )  # fmt: skip
 
     @property
     def hidden_width(self) -> int:
@@ -242,33 +241,3 @@ class Embed(nnx.Module):
             tokens = jnp.concatenate([tokens[:, :first], patches], axis=1)
         tokens = prepend(free, tokens)
         return self.norm(tokens) if config.has_embed_norm else tokens
-
-
-class Block(nnx.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: VitConfig, rngs: nnx.Rngs):
-        width, hidden_width = config.width, config.hidden_width
-        self.norm1 = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.attn = Attention(width, config.num_heads, rngs)
-        self.norm2 = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
-        if config.activation == SWIGLU:
-            self.mlp: nnx.Module = GatedMlp(width, hidden_width, rngs)
-        else:
-            self.mlp = Mlp(width, hidden_width, config.activation, rngs)
-        self.is_gated = config.activation == SWIGLU
-        self.use_layer_scale = config.use_layer_scale
-        if config.use_layer_scale:
-            self.layer_scale1 = LayerScale(width)
-            self.layer_scale2 = LayerScale(width)
-
-    def __call__(
-        self, x: Float[Array, "b n d"], *, is_training: bool, noise: Noise | None = None, kernels: Kernels
-    ) -> Float[Array, "b n d"]:
-        attended = self.attn(self.norm1(x, way=kernels.layer_norm), kernels=kernels)
-        attended = self.layer_scale1(attended) if self.use_layer_scale else attended
-        x = x + drop_branch(attended, noise, branch=0)
-        normalised = self.norm2(x, way=kernels.layer_norm)
-        mapped = self.mlp(normalised) if self.is_gated else self.mlp(normalised, kernels=kernels)
-        mapped = self.layer_scale2(mapped) if self.use_layer_scale else mapped
-        return x + drop_branch(mapped, noise, branch=1)
