@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from tljax.finetune.costs import count_flops, forward_flops, lower_step, stage_flops, step_batch
+from tljax.finetune.costs import count_flops, forward_flops, lower, lower_step, stage_flops, step_batch
 from tljax.finetune.forward import Forward
 from tljax.finetune.groups import make_groups
 from tljax.finetune.mix import Mix
 from tljax.finetune.optimizer import make_optimizer
 from tljax.finetune.step import train_body
-from tljax.models import Net, architecture
+from tljax.models import Net, architecture, kernels
 from tljax.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=224)
@@ -58,3 +61,35 @@ def test_flops_of_a_step_of_a_convolutional_net(name, freeze):
     by_stage = stage_flops(net, 4, SHAPE)
     share = sum(by_stage[stage] for stage in net.stages[: net.depth(freeze)]) / sum(by_stage.values())
     assert step_over_forward(name, freeze, 4) == pytest.approx(3 - 2 * share, rel=0.03)
+
+
+def test_flops_are_counted_for_cpus_wherever_a_run_runs(monkeypatch):
+    """XLA counts none before it compiles for GPUs, and none of what it gives to cuDNN."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert kernels.platform() == "tpu"
+    ways, platforms = [], []
+
+    def run(x):
+        ways.append(kernels.gelu_way(kernels.Kernels()))
+        platforms.append(kernels.platform())
+        return x @ x
+
+    x = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    assert count_flops(lower(run, x)) == 2 * 16**3
+    assert (ways, platforms) == (["plain"], ["cpu"])
+
+    def no_cpu(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    with pytest.raises(RuntimeError, match="FLOPs are counted of a program for CPUs, .* set JAX_PLATFORMS=.*,cpu"):
+        lower(run, x)
+
+
+def test_nothing_is_counted_elsewhere():
+    modules = {path.name: path.read_text() for path in Path("tljax").rglob("*.py")}
+    counting = {name for name, text in modules.items() if ".cost_analysis()" in text}
+    assert counting == {"bench_train.py", "caching.py", "costs.py", "explain.py", "sizes.py", "study_costs.py"}
+    # What they count was lowered by `lower`, by `lower_step`, which calls it, or in `on_cpu`.
+    for name in counting:
+        assert ("with on_cpu():" in modules[name]) == ("jax.jit(" in modules[name]), name

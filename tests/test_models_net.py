@@ -1,13 +1,16 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.toy import TINY_VIT, ToyConvConfig, tiny_vit, toy_conv
 from tljax.devices import MESH_AXES, make_mesh
 from tljax.models import ARCHITECTURES, Net, architecture
+from tljax.models.pooling import max_pool
 from tljax.paths import stage_of
 
 NETS = {
@@ -151,3 +154,21 @@ def test_shapes_first_asked_for_inside_of_a_mapped_function_serve_outside_of_it(
     )  # fmt: skip
     jax.eval_shape(apply, images(size=8, batch=8))
     jax.jit(net.apply).lower(net.shapes, net.stat_shapes, images(size=8)).cost_analysis()
+
+
+@pytest.mark.parametrize(("size", "stride", "margin"), [(3, 2, 1), (2, 2, 0), (3, 2, 0)])
+def test_max_pool_is_that_of_flax_to_the_bit(size, stride, margin):
+    """Zeros, of which there are many behind a ReLU, are equal: the cotangent goes to the first."""
+    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 9, 12, 3)).astype(jnp.bfloat16))
+    margins: Any = ((margin, margin), (margin, margin))
+
+    def run(function):
+        y, pullback = jax.vjp(function, x)
+        return y, pullback(jax.random.normal(jax.random.key(1), y.shape).astype(y.dtype))[0]
+
+    got = run(lambda x: max_pool(x, size, stride, margin))
+    wanted = run(lambda x: nnx.max_pool(x, (size, size), strides=(stride, stride), padding=margins))
+    np.testing.assert_array_equal(got[0], wanted[0])
+    # Where windows overlap, cotangents are added in float32, and were in bfloat16.
+    np.testing.assert_allclose(got[1].astype(np.float32), wanted[1].astype(np.float32), rtol=2**-6, atol=2**-8)
+    assert np.array_equal(got[1] != 0, wanted[1] != 0)

@@ -40,6 +40,10 @@ class ToyConvConfig:
     def kernel_stages(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def head_width(self) -> int:
+        return 0
+
     def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
         if stage == "head":
             return ToyHead(self, rngs)

@@ -1,6 +1,7 @@
 """The devices of a run as a mesh: which arrays each of them holds, and how those come and go."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +31,27 @@ def make_mesh(devices: Sequence[Any], *, fsdp: int = 1) -> Mesh:
             + ", ".join(str(size) for size in range(1, len(devices) + 1) if len(devices) % size == 0)
         )
     return Mesh(np.asarray(devices).reshape(-1, fsdp), MESH_AXES)
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Lower programs for this machine's CPU, whatever else it has, in the block of this.
+
+    Of programs for CPUs alone XLA counts the FLOPs before it compiles them; for GPUs it hides what it gives to cuDNN.
+
+    Raises:
+        RuntimeError: JAX was told to leave CPUs out.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        config: Any = jax.config
+        raise RuntimeError(
+            "FLOPs are counted of a program for CPUs, which JAX leaves out here; set "
+            f"JAX_PLATFORMS={config.jax_platforms},cpu, or leave it unset"
+        ) from error
+    with jax.default_device(cpu):
+        yield
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

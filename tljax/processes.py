@@ -4,6 +4,7 @@ JAX's distributed runtime connects them. Where one ends, the others would wait f
 missing heartbeat shows it to JAX, which aborts them. Here each process also says why it ends, and watches the others.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -112,7 +113,20 @@ def join(group: Group | None = None) -> None:
             "the same coordinator and number, each with its own process_id, and that the port is free"
         ) from error
     log.info("process %d of %d, %d devices here", jax.process_index(), jax.process_count(), jax.local_device_count())
-    threading.Thread(target=_watch, name="tljax watches the other processes", daemon=True).start()
+    is_over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(is_over,), name="tljax watches the other processes", daemon=True)
+    watch.start()
+    atexit.register(_part, watch, is_over)
+
+
+def _part(watch: threading.Thread, is_over: threading.Event) -> None:
+    """Wait for the others at the end, still watched, and then for the watch.
+
+    A thread that comes back from JAX's runtime when Python has gone is ended in the middle of it, which aborts.
+    """
+    jax.distributed.shutdown()
+    is_over.set()
+    watch.join()
 
 
 def are_several() -> bool:
@@ -193,7 +207,7 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _watch() -> None:
+def _watch(is_over: threading.Event) -> None:
     """Say that this process is alive, and end it when another has ended or is silent.
 
     The first listens to all, the others to the first, so that a thousand of them do not all ask for a thousand beats.
@@ -219,7 +233,8 @@ def _watch() -> None:
             )
             _say(message)
             leave(message, FAILED)
-        time.sleep(BEAT_S)
+        if is_over.wait(BEAT_S):
+            return
 
 
 def _end_with(stopped: list[tuple[str, str]], me: int) -> None:

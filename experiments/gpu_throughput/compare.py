@@ -3,8 +3,8 @@
     python experiments/gpu_throughput/compare.py                                # a GPU: rows of README.md
     python experiments/gpu_throughput/compare.py --small --torch_python=PYTHON  # a CPU, two or three minutes
 
-Each side is a process that holds one row at a time; both compile first, then take turns, round by round. Rows are
-written as soon as they are there; none is begun after the minutes are over.
+Each side is a process that holds one row at a time; both compile first, at the same time, then take turns, round by
+round. Rows are written as soon as they are there; none is begun after the minutes are over.
 """
 
 import argparse
@@ -44,8 +44,16 @@ class Side:
 
     def ask(self, **order):
         """Return the answer to an order; one that failed has an "error"."""
+        self.tell(**order)
+        return self.answer()
+
+    def tell(self, **order):
+        """Give an order, and leave its answer for later."""
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
+
+    def answer(self):
+        """Wait for the answer to the last order."""
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.process.args[1]} ended with status {self.process.wait()}; its error is above")
@@ -79,12 +87,17 @@ def compare(row, jax_side, torch_side, options):
     }
     # torch has no stored prefix, and goes through all of the network.
     theirs = {**row, "row": "last_third"} if row["row"] == "cached" else row
-    torch_answer = torch_side.ask(do="prepare", row=theirs, warm_up=WARM_UP_STEPS) if torch_side else {"error": ""}
-    has_torch = "error" not in torch_answer
-    if torch_side and not has_torch:
-        yield {**base, "side": "torch", "error": torch_answer["error"], **torch_side.facts}
-    for kernels in options.kernels if row["model"].startswith("vit") else options.kernels[:1]:
+    if torch_side:
+        torch_side.tell(do="prepare", row=theirs, warm_up=WARM_UP_STEPS)
+    torch_answer = None
+    for kernels in options.kernels if row["model"].startswith(("vit", "resnet")) else options.kernels[:1]:
         answer = jax_side.ask(do="prepare", row={**row, "kernels": kernels}, warm_up=WARM_UP_STEPS)
+        # Both compile at the same time, once.
+        if torch_answer is None:
+            torch_answer = torch_side.answer() if torch_side else {"error": ""}
+            has_torch = "error" not in torch_answer
+            if torch_side and not has_torch:
+                yield {**base, "side": "torch", "error": torch_answer["error"], **torch_side.facts}
         if "error" in answer:
             yield {**base, "side": "jax", "kernels": kernels, "error": answer["error"], **jax_side.facts}
             continue

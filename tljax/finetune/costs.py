@@ -1,5 +1,9 @@
-"""What a training step costs, by XLA's own count, and whether there can be one, from shapes alone: nothing runs."""
+"""What a training step costs, by XLA's own count, and whether there can be one, from shapes alone: nothing runs.
 
+All is counted of the plain formulas, lowered for CPUs: XLA does not look into the kernels of others.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tljax.devices import shapes_on, spread
+from tljax.devices import on_cpu, shapes_on, spread
 from tljax.finetune.devices import make_train_step
 from tljax.finetune.forward import Forward
 from tljax.finetune.state import Arrays, Fixed, init_state
 from tljax.finetune.step import originals
+from tljax.models.kernels import PLAIN_FORMULAS
 from tljax.models.net import Net
 from tljax.paths import stage_of
 
@@ -44,8 +49,8 @@ def stage_flops(net: Net, batch_size: int, image_shape: tuple[int, ...]) -> dict
         shapes = sorted((path.split("/", 1)[1], shape) for path, shape in net.stage_shapes(stage).items())
         key = (stage.rstrip("0123456789"), tuple(shapes), x.shape)
         if key not in known:
-            run = functools.partial(net.apply, start=stage, stop=net.depth(stage) + 1)
-            known[key] = count_flops(jax.jit(run).lower(net.shapes, net.stat_shapes, x))
+            run = functools.partial(net.apply, start=stage, stop=net.depth(stage) + 1, kernels=PLAIN_FORMULAS)
+            known[key] = count_flops(lower(run, net.shapes, net.stat_shapes, x))
         flops[stage] = known[key]
     return flops
 
@@ -54,14 +59,24 @@ def forward_flops(forward: Forward, batch_size: int, image_shape: tuple[int, ...
     """Return the FLOPs of one forward pass of the whole net."""
     net = forward.net
     x = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    run = functools.partial(net.apply, compute_dtype=forward.compute_dtype, kernels=forward.kernels)
-    return count_flops(jax.jit(run).lower(net.shapes, net.stat_shapes, x))
+    run = functools.partial(net.apply, compute_dtype=forward.compute_dtype, kernels=PLAIN_FORMULAS)
+    return count_flops(lower(run, net.shapes, net.stat_shapes, x))
+
+
+def lower(run: Any, *shapes: Any) -> Any:
+    """Trace and lower a function, so that XLA can count its FLOPs.
+
+    Raises:
+        RuntimeError: JAX was told to leave CPUs out.
+    """
+    with on_cpu():
+        return jax.jit(run).lower(*shapes)
 
 
 def lower_step(
     body: functools.partial, initial: Mapping[str, Any], groups: Any, stats: Mapping[str, Any], batch: Arrays
 ) -> Any:
-    """Trace and lower one training step from shapes alone.
+    """Trace and lower one training step from shapes alone, for `count_flops`.
 
     Args:
         body: `train_body` with its keywords bound.
@@ -70,8 +85,10 @@ def lower_step(
         stats: all statistics, or their shapes.
         batch: shapes of a batch.
     """
+    plain = dataclasses.replace(body.keywords["forward"], kernels=PLAIN_FORMULAS)
+    body = functools.partial(body.func, **{**body.keywords, "forward": plain})
     state, fixed = _step_shapes(body, initial, groups, stats)
-    return jax.jit(body).lower(state, fixed, batch), state
+    return lower(body, state, fixed, batch), state
 
 
 def lower_step_on(

@@ -39,10 +39,15 @@ class Architecture(Protocol):
         """Stages that choose between ways to compute the same thing."""
         ...
 
+    @property
+    def head_width(self) -> int:
+        """Channels of an attention head in `kernel_stages`, which read tokens then; 0 where they have no heads."""
+        ...
+
     def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
         """Return the module of one stage.
 
         It is called as `module(x, is_training=...)`, with `noise=Noise(...)` if it is one of those that draw, and with
-        `kernels=Kernels(...)` if it is one of `kernel_stages`.
+        `kernels=Kernels(...)` if it is one of `kernel_stages`, and then with `num_tokens=...` too if they have heads.
         """
         ...

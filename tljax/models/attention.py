@@ -1,4 +1,4 @@
-"""Attention of tokens to themselves, padded to the numbers of tokens that cuDNN's kernel takes."""
+"""Attention of tokens to themselves, which may be filled up to the numbers of tokens that cuDNN's kernel takes."""
 
 from typing import Any
 
@@ -6,10 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tljax.models.kernels import CUDNN, XLA
+from tljax.models.kernels import CUDNN, XLA, Kernels, attention_way
 
 # cuDNN refuses 197 tokens; 208 cost 4 % more time than 200 on an H100.
 MULTIPLE = 8
+
+
+def fill(tokens: Float[Array, "b n d"], kernels: Kernels, dtype: Any, head_width: int) -> Float[Array, "b m d"]:
+    """Append tokens of zeros, where that lets cuDNN mix them."""
+    way = attention_way(kernels, dtype, head_width)
+    missing = -tokens.shape[1] % MULTIPLE if way == CUDNN else 0
+    return jnp.pad(tokens, ((0, 0), (0, missing), (0, 0))) if missing else tokens
 
 
 def attend(
@@ -18,30 +25,24 @@ def attend(
     value: Float[Array, "b m heads e"],
     *,
     way: str,
+    num_tokens: int | None = None,
 ) -> Float[Array, "b n heads e"]:
-    """Mix values by the softmax of query and key products; tokens attend to themselves where "cudnn" computes it."""
-    if way == XLA:
-        return jax.nn.dot_product_attention(query, key, value)
-    return padded_attention(query, key, value, implementation=CUDNN)
+    """Mix values by the softmax of query and key products.
 
-
-def padded_attention(
-    query: Float[Array, "b n heads e"],
-    key: Float[Array, "b n heads e"],
-    value: Float[Array, "b n heads e"],
-    *,
-    implementation: str,
-) -> Float[Array, "b n heads e"]:
-    """Mix values as `attend`, among tokens filled up with others that nobody attends to."""
-    batch_size, num_tokens = query.shape[:2]
-    missing = -num_tokens % MULTIPLE
+    Args:
+        query: of the tokens that read.
+        key: of those that are read.
+        value: likewise.
+        way: "cudnn" or "xla".
+        num_tokens: how many there are without those that they are filled up with, which nobody reads, and which read
+            zeros; tokens attend to themselves then. None where there are no others.
+    """
+    implementation: Any = CUDNN if way == CUDNN else XLA
     # Its annotations have two names and no string.
     attention: Any = jax.nn.dot_product_attention
-    if not missing:
+    if num_tokens is None or num_tokens == query.shape[1]:
         return attention(query, key, value, implementation=implementation)
-    query, key, value = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (query, key, value))
-    lengths = jnp.full((batch_size,), num_tokens, jnp.int32)
-    mixed = attention(
+    lengths = jnp.full((query.shape[0],), num_tokens, jnp.int32)
+    return attention(
         query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
     )
-    return mixed[:, :num_tokens]

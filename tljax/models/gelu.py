@@ -23,8 +23,12 @@ def gelu(x: Array) -> Array:
     The backward pass computes its factor anew from x, which is all that is saved. The limits at the infinities are
     those of the function: 0 and infinity.
     """
-    wide = x.astype(jnp.float32)
-    return (jnp.maximum(wide, -_FAR) * normal_cdf(wide)).astype(x.dtype)
+    return gelu_value(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def gelu_value(x: Array) -> Array:
+    """Return what `gelu` does, of float32 and without a backward pass of its own, which Pallas would not take."""
+    return jnp.maximum(x, -_FAR) * normal_cdf(x)
 
 
 def gelu_derivative(x: Array) -> Array:

@@ -1,8 +1,10 @@
 """Which of several ways to compute the same thing the layers of a network take, by what they run on."""
 
+import dataclasses
 import functools
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -12,12 +14,15 @@ from tljax.paths import did_you_mean
 
 log = logging.getLogger(__name__)
 
-AUTO, CUDNN, XLA, CHEAP, PLAIN, PALLAS = "auto", "cudnn", "xla", "cheap", "plain", "pallas"
+AUTO, CUDNN, XLA, CHEAP, PLAIN, PALLAS, FOLDED = "auto", "cudnn", "xla", "cheap", "plain", "pallas", "folded"
+_OWN = (AUTO, PALLAS, PLAIN)
 _CHOICES = {
     "attention": (AUTO, CUDNN, XLA),
     "gelu": (AUTO, CHEAP, PLAIN),
-    "layer_norm": (PLAIN, PALLAS),
-    "bias_gelu": (PLAIN, PALLAS),
+    "layer_norm": _OWN,
+    "bias_gelu": _OWN,
+    "batch_norm": _OWN,
+    "stem": (AUTO, FOLDED, PLAIN),
 }
 # What cuDNN's fused attention takes on any GPU that has it: jax/_src/cudnn/fused_attention_stablehlo.py,
 # check_is_flash_attention.
@@ -27,14 +32,18 @@ _CUDNN_HEAD_WIDTHS = range(8, 129, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """Ways to compute the parts of a transformer block, which differ by speed and by rounding alone.
+    """Ways to compute parts of a network, which differ by speed and by rounding alone.
 
     Args:
         attention: "cudnn" is NVIDIA's fused attention, in bfloat16 and float16; "xla" is the plain formula; "auto"
             takes the first on NVIDIA GPUs, for dtypes and head widths that it can.
         gelu: "cheap" is the exact GELU of `models.gelu`, "plain" that of XLA; "auto" takes the first on GPUs.
-        layer_norm: "pallas" takes the kernels of `models.fused`, "plain" leaves it to XLA.
+        layer_norm: of a transformer block: "pallas" takes the kernels of `models.fused`, "plain" leaves it to XLA;
+            "auto" takes the first where a single NVIDIA GPU is all there is.
         bias_gelu: likewise for the exact GELU of an MLP and the bias before it; then `gelu` does not matter.
+        batch_norm: likewise for BatchNorm in training mode, by the kernels of `models.fused_batch_norm`.
+        stem: the first convolution of a ResNet: "folded" is that of `models.folded`, "plain" that of XLA; "auto" takes
+            the first on NVIDIA GPUs.
 
     Raises:
         ValueError: there is no such way.
@@ -42,8 +51,10 @@ class Kernels:
 
     attention: str = AUTO
     gelu: str = AUTO
-    layer_norm: str = PLAIN
-    bias_gelu: str = PLAIN
+    layer_norm: str = AUTO
+    bias_gelu: str = AUTO
+    batch_norm: str = AUTO
+    stem: str = AUTO
 
     def __post_init__(self) -> None:
         """Refuse ways that there are not."""
@@ -57,13 +68,24 @@ class Kernels:
 
     @property
     def use_pallas(self) -> bool:
-        """Tell whether any kernel of our own is used, which XLA cannot divide over devices."""
-        return PALLAS in (self.layer_norm, self.bias_gelu)
+        """Tell whether kernels of our own are asked for, which XLA cannot divide over devices."""
+        return PALLAS in (self.layer_norm, self.bias_gelu, self.batch_norm)
+
+    @property
+    def without_own(self) -> "Kernels":
+        """The same, with the plain forms in the place of kernels of our own."""
+        return dataclasses.replace(self, layer_norm=PLAIN, bias_gelu=PLAIN, batch_norm=PLAIN)
+
+
+# What XLA looks into when it counts.
+PLAIN_FORMULAS = Kernels(attention=XLA, gelu=PLAIN, stem=PLAIN).without_own
 
 
 def platform() -> str:
     """Name what programs are compiled for: "cpu", "cuda", "rocm", "tpu", ..."""
-    name = jax.default_backend()
+    config: Any = jax.config
+    chosen = config.jax_default_device
+    name = jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
     if name != "gpu":
         return name
     # As JAX itself tells them apart.
@@ -93,12 +115,31 @@ def gelu_way(kernels: Kernels) -> str:
     return _chosen("gelu", CHEAP if platform() in ("cuda", "rocm") else PLAIN) if kernels.gelu == AUTO else kernels.gelu
 
 
+def stem_way(kernels: Kernels) -> str:
+    """Return "folded" or "plain" for the first convolution of a ResNet."""
+    return _chosen("stem", FOLDED if platform() == "cuda" else PLAIN) if kernels.stem == AUTO else kernels.stem
+
+
+def own_way(name: str, kernels: Kernels) -> str:
+    """Return "pallas" or "plain" for one of `layer_norm`, `bias_gelu` and `batch_norm`."""
+    way = getattr(kernels, name)
+    if way != AUTO:
+        return way
+    # The Triton backend of Pallas, which they are written for, is deprecated in JAX 0.11.
+    is_alone = platform() == "cuda" and jax.device_count() == 1
+    return _chosen(name, PALLAS if is_alone and find_spec("jax.experimental.pallas.triton") else PLAIN)
+
+
 def describe(kernels: Kernels, dtype: Any, head_width: int) -> str:
-    """Say in a line which ways are taken here."""
-    gelu = f"together with its bias in {PALLAS}" if kernels.bias_gelu == PALLAS else gelu_way(kernels)
+    """Say in a line which ways are taken here, in a network with heads of so many channels; 0 for one of BatchNorm."""
+    if not head_width:
+        norm = own_way("batch_norm", kernels)
+        return f"on {platform()}: BatchNorm in training mode {norm}, first convolution of a ResNet {stem_way(kernels)}"
+    has_own = own_way("bias_gelu", kernels) == PALLAS
+    gelu = f"together with its bias in {PALLAS}" if has_own else gelu_way(kernels)
     return (
         f"on {platform()}: attention {attention_way(kernels, dtype, head_width)}, exact GELU {gelu}, "
-        f"LayerNorm {kernels.layer_norm}"
+        f"LayerNorm {own_way('layer_norm', kernels)}"
     )
 
 

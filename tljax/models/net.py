@@ -15,6 +15,7 @@ from flax import nnx
 
 from tljax import paths
 from tljax.models.architecture import Architecture
+from tljax.models.attention import fill
 from tljax.models.kernels import Kernels
 from tljax.models.layout import Layout, flatten, layout_of
 from tljax.models.noise import Noise, Regularise, stage_noises
@@ -158,11 +159,19 @@ class Net:
         running = self.stages[first:last]
         self._check(running, params, stats)
         updated: Arrays = dict(stats)
+        kernels, head_width, num_tokens = kernels or Kernels(), self.architecture.head_width, None
         for index, stage in enumerate(running, first):
             is_training = index >= training and stage not in frozen
             settings: dict[str, Any] = {"is_training": is_training}
             if stage in self.architecture.kernel_stages:
-                settings["kernels"] = kernels or Kernels()
+                settings["kernels"] = kernels
+            if stage in self.architecture.kernel_stages and head_width:
+                if num_tokens is None:
+                    # Once for all of them: to fill and cut in each costs more than the tokens.
+                    num_tokens, x = x.shape[1], fill(x, kernels, compute_dtype or x.dtype, head_width)
+                settings["num_tokens"] = num_tokens
+            elif num_tokens is not None:
+                x, num_tokens = x[:, :num_tokens], None
             run: Any = functools.partial(
                 self._run, stage, settings=settings, compute_dtype=compute_dtype, axis_name=axis_name, gather=gather
             )
@@ -171,7 +180,7 @@ class Net:
             own = self._layouts[stage].choose(params, stats)
             x, moved = run(*own, x, noises.get(stage) if is_training and stage not in whole else None)
             updated |= moved
-        return x, updated
+        return x if num_tokens is None else x[:, :num_tokens], updated
 
     def _run(
         self, stage: str, params: Arrays, stats: Arrays, x: jax.Array, noise: Noise | None, *,

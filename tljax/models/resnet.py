@@ -4,20 +4,20 @@ Version 1.5 halves the map in the 3x3 convolution of a bottleneck, where the pap
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tljax.models.folded import halve
+from tljax.models.kernels import FOLDED, Kernels, stem_way
 from tljax.models.net import HEAD
 from tljax.models.noise import Noise, drop_branch, drop_units
 from tljax.models.normalisation import BatchNorm
-from tljax.models.pooling import pool
+from tljax.models.pooling import max_pool, pool
 
 STEM = "stem"
 # Of the max-pool, the same on both sides, as torch pads. flax takes it; its annotation knows names only.
-_MARGINS: Any = ((1, 1), (1, 1))
 # A bottleneck's output is this many times as wide as its 3x3 convolution before groups and widening.
 EXPANSION = 4
 
@@ -84,8 +84,13 @@ class ResNetConfig:
 
     @property
     def kernel_stages(self) -> tuple[str, ...]:
-        """None: XLA computes all stages."""
-        return ()
+        """Stages that choose between ways to compute the same thing: those with BatchNorm."""
+        return self.stages[:-1]
+
+    @property
+    def head_width(self) -> int:
+        """0: there is no attention."""
+        return 0
 
     def hidden_width(self, layer: int) -> int:
         """Channels of the 3x3 convolution of a bottleneck; `layer` counts from 0."""
@@ -108,9 +113,9 @@ class Stem(nnx.Module):
         self.conv = _conv(config.in_channels, config.stem_width, 7, 2, 1, rngs)
         self.norm = _norm(config, config.stem_width, rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b y x k"]:
-        x = jax.nn.relu(self.norm(self.conv(x), use_running_average=not is_training))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=_MARGINS)
+    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool, kernels: Kernels) -> Float[Array, "b y x k"]:
+        x = halve(x, self.conv.kernel[...]) if stem_way(kernels) == FOLDED else self.conv(x)
+        return max_pool(self.norm(x, not is_training, has_relu=True, kernels=kernels), 3, 2, 1)
 
 
 class Block(nnx.Module):
@@ -141,15 +146,15 @@ class Block(nnx.Module):
             self.shortcut_norm = _norm(config, out_width, rngs)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], *, is_training: bool, noise: Noise | None = None
+        self, x: Float[Array, "b h w c"], *, is_training: bool, noise: Noise | None = None, kernels: Kernels
     ) -> Float[Array, "b y x k"]:
         running = not is_training
-        y = jax.nn.relu(self.norm1(self.conv1(x), use_running_average=running))
-        y = self.norm2(self.conv2(y), use_running_average=running)
+        y = self.norm1(self.conv1(x), running, has_relu=True, kernels=kernels)
+        y = self.norm2(self.conv2(y), running, has_relu=self.is_bottleneck, kernels=kernels)
         if self.is_bottleneck:
-            y = self.norm3(self.conv3(jax.nn.relu(y)), use_running_average=running)
+            y = self.norm3(self.conv3(y), running, kernels=kernels)
         if self.has_projection:
-            x = self.shortcut_norm(self.shortcut(x), use_running_average=running)
+            x = self.shortcut_norm(self.shortcut(x), running, kernels=kernels)
         return jax.nn.relu(x + drop_branch(y, noise, branch=0))
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from tljax.models.net import HEAD, NORM
 from tljax.models.noise import Noise, drop_branch, drop_units
-from tljax.models.pooling import pool
+from tljax.models.pooling import max_pool, pool
 
 STEM = "stem"
 # A block's output is this many times as wide as its 3x3 convolution.
@@ -89,6 +89,11 @@ class ResNetV2Config:
         return ()
 
     @property
+    def head_width(self) -> int:
+        """0: there is no attention."""
+        return 0
+
+    @property
     def scaled_stem_width(self) -> int:
         """Channels that the stem puts out."""
         return self.stem_width * self.width_factor
@@ -156,7 +161,7 @@ class Stem(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b y x k"]:
         # Zeros, not minus infinity: nothing has cut off the negative values, and at the border zero wins over them.
         padded = jnp.pad(self.conv(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return nnx.max_pool(padded, (3, 3), strides=(2, 2), padding="VALID")
+        return max_pool(padded, 3, 2, 0)
 
 
 class Block(nnx.Module):

@@ -9,9 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tljax.models.attention import attend
-from tljax.models.fused import bias_gelu
 from tljax.models.gelu import gelu
-from tljax.models.kernels import CHEAP, PALLAS, XLA, Kernels, attention_way, gelu_way
+from tljax.models.kernels import CHEAP, PALLAS, XLA, Kernels, attention_way, gelu_way, own_way
 from tljax.models.noise import Noise, drop_branch, drop_units
 from tljax.models.normalisation import LayerNorm
 from tljax.models.pooling import pool
@@ -42,14 +41,15 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None, *, kernels: Kernels | None = None
-    ) -> Float[Array, "b n d"]:
+        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None, *, kernels: Kernels | None = None,
+        num_tokens: int | None = None,
+    ) -> Float[Array, "b n d"]:  # fmt: skip
         read = x if context is None else context
         query, key, value = self._heads(self.query(x)), self._heads(self.key(read)), self._heads(self.value(read))
         way = XLA
         if context is None and kernels is not None:
             way = attention_way(kernels, query.dtype, query.shape[-1])
-        mixed = attend(query, key, value, way=way)
+        mixed = attend(query, key, value, way=way, num_tokens=num_tokens)
         return self.out(mixed.reshape(x.shape))  # b n heads e -> b n (heads e)
 
     def _heads(self, x: Array) -> Array:
@@ -67,7 +67,9 @@ class Mlp(nnx.Module):
     def __call__(self, x: Float[Array, "b n d"], *, kernels: Kernels | None = None) -> Float[Array, "b n d"]:
         if self.activation != GELU or kernels is None:
             return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
-        if kernels.bias_gelu == PALLAS:
+        if own_way("bias_gelu", kernels) == PALLAS:
+            from tljax.models.fused import bias_gelu
+
             assert self.fc1.bias is not None
             return self.fc2(bias_gelu(x @ self.fc1.kernel[...], self.fc1.bias[...]))
         hidden = self.fc1(x)
@@ -176,7 +178,7 @@ def prepend(prefix: Sequence[Any], tokens: Array) -> Array:
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; behind `num_tokens` its tokens are filled up with others, which nobody reads."""
 
     def __init__(
         self, width: int, hidden_width: int, num_heads: int, activation: str, epsilon: float, rngs: nnx.Rngs, *,
@@ -196,12 +198,14 @@ class Block(nnx.Module):
             self.layer_scale2 = LayerScale(width)
 
     def __call__(
-        self, x: Float[Array, "b n d"], *, is_training: bool, noise: Noise | None = None, kernels: Kernels
-    ) -> Float[Array, "b n d"]:
-        attended = self.attn(self.norm1(x, way=kernels.layer_norm), kernels=kernels)
+        self, x: Float[Array, "b n d"], *, is_training: bool, noise: Noise | None = None, kernels: Kernels,
+        num_tokens: int,
+    ) -> Float[Array, "b n d"]:  # fmt: skip
+        x, normalised = self.norm1.beside(x, kernels=kernels)
+        attended = self.attn(normalised, kernels=kernels, num_tokens=num_tokens)
         attended = self.layer_scale1(attended) if self.use_layer_scale else attended
         x = x + drop_branch(attended, noise, branch=0)
-        normalised = self.norm2(x, way=kernels.layer_norm)
+        x, normalised = self.norm2.beside(x, kernels=kernels)
         mapped = self.mlp(normalised) if self.is_gated else self.mlp(normalised, kernels=kernels)
         mapped = self.layer_scale2(mapped) if self.use_layer_scale else mapped
         return x + drop_branch(mapped, noise, branch=1)

@@ -8,10 +8,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tljax.models.kernels import Kernels
 from tljax.models.net import HEAD
 from tljax.models.noise import Noise, drop_units
 from tljax.models.normalisation import BatchNorm
-from tljax.models.pooling import pool
+from tljax.models.pooling import max_pool, pool
 
 FC1, FC2 = "fc1", "fc2"
 
@@ -82,8 +83,13 @@ class VggConfig:
 
     @property
     def kernel_stages(self) -> tuple[str, ...]:
-        """None: XLA computes all stages."""
-        return ()
+        """Stages that choose between ways to compute the same thing: those with BatchNorm."""
+        return self.convolution_stages if self.use_norm else ()
+
+    @property
+    def head_width(self) -> int:
+        """0: there is no attention."""
+        return 0
 
     def build(self, stage: str, rngs: nnx.Rngs) -> nnx.Module:
         """Return the module of one stage."""
@@ -109,16 +115,16 @@ class Convolution(nnx.Module):
             self.norm = BatchNorm(width, epsilon=1e-5, rngs=rngs)
         self.has_pool = convolution == config.convolutions[block] - 1
 
-    def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool) -> Float[Array, "b y x k"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, is_training: bool, kernels: Kernels | None = None
+    ) -> Float[Array, "b y x k"]:
         x = self.conv(x)
-        if self.use_norm:
-            x = self.norm(x, use_running_average=not is_training)
-        x = jax.nn.relu(x)
+        x = self.norm(x, not is_training, has_relu=True, kernels=kernels) if self.use_norm else jax.nn.relu(x)
         if not self.has_pool:
             return x
         if min(x.shape[1:3]) < 2:
             raise ValueError(f"a map of {x.shape[1]} x {x.shape[2]} cannot be halved: the images are too small")
-        return nnx.max_pool(x, (2, 2), strides=(2, 2))
+        return max_pool(x, 2, 2, 0)
 
 
 class FirstLinear(nnx.Module):

@@ -7,20 +7,21 @@ from typing import Any
 import jax
 
 from tljax.models import Net, VitConfig, architecture
-from tljax.models.kernels import CHEAP, PALLAS, PLAIN, XLA, Kernels, platform
+from tljax.models.kernels import CHEAP, PALLAS, PLAIN, PLAIN_FORMULAS, XLA, Kernels, platform
 from tljax.paths import did_you_mean
 
 MODELS = ("vit_b16", "vit_s16", "resnet50", "vgg16")
 ALL, LAST_THIRD, HEAD, CACHED = TRAINED = ("all", "last_third", "head", "cached")
 KERNELS = {
     "auto": Kernels(),
-    "plain": Kernels(attention=XLA, gelu=PLAIN),
+    "plain": PLAIN_FORMULAS,
     "xla_attention": Kernels(attention=XLA),
-    "plain_gelu": Kernels(gelu=PLAIN),
-    "cheap_gelu": Kernels(gelu=CHEAP),
-    "pallas_norm": Kernels(layer_norm=PALLAS),
-    "pallas_gelu": Kernels(bias_gelu=PALLAS),
-    "pallas": Kernels(layer_norm=PALLAS, bias_gelu=PALLAS),
+    "plain_gelu": dataclasses.replace(Kernels().without_own, gelu=PLAIN),
+    "cheap_gelu": dataclasses.replace(Kernels().without_own, gelu=CHEAP),
+    "without_pallas": Kernels().without_own,
+    "pallas_norm": dataclasses.replace(Kernels().without_own, layer_norm=PALLAS, batch_norm=PALLAS),
+    "pallas_gelu": dataclasses.replace(Kernels().without_own, bias_gelu=PALLAS),
+    "pallas": Kernels(layer_norm=PALLAS, bias_gelu=PALLAS, batch_norm=PALLAS),
 }
 DTYPES = ("float32", "bfloat16")
 NUM_CLASSES = 1000

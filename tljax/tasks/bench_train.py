@@ -19,14 +19,14 @@ import numpy as np
 
 from tljax import rundir
 from tljax.devices import make_mesh, place, put_batch, shapes_on
-from tljax.finetune.costs import step_batch
+from tljax.finetune.costs import lower, step_batch
 from tljax.finetune.devices import make_train_step
 from tljax.finetune.forward import Forward
 from tljax.finetune.groups import Groups, make_groups
 from tljax.finetune.optimizer import make_optimizer
 from tljax.finetune.state import Fixed, TrainState, init_state
 from tljax.finetune.step import train_body
-from tljax.models.kernels import platform
+from tljax.models.kernels import PLAIN_FORMULAS, platform
 from tljax.paths import stage_of
 from tljax.preprocess import Preprocess
 from tljax.tasks.ahead import compile_step
@@ -73,16 +73,14 @@ def prepare(job: Job) -> Prepared:
         batch["activation"] = jax.ShapeDtypeStruct(batch["activation"].shape, job.dtype)
     state, fixed = _draw_state(forward, groups, tx)
 
-    def step_of(forward: Forward) -> Any:
-        return make_train_step(functools.partial(train_body, forward=forward, tx=tx, preprocess=preprocess), mesh)
-
-    arguments = (shapes_on(state, mesh), shapes_on(fixed, mesh), batch)
-    compiled = compile_step(step_of(forward), arguments)
-    # XLA does not look into kernels of others.
-    plain = step_of(dataclasses.replace(forward, kernels=KERNELS["plain"])).lower(*arguments)
+    body = functools.partial(train_body, tx=tx, preprocess=preprocess)
+    step = make_train_step(functools.partial(body, forward=forward), mesh)
+    compiled = compile_step(step, (shapes_on(state, mesh), shapes_on(fixed, mesh), batch))
+    plain = dataclasses.replace(forward, kernels=PLAIN_FORMULAS)
+    counted = lower(functools.partial(body, forward=plain), *jax.eval_shape(lambda *trees: trees, state, fixed, batch))
     return Prepared(
         run=_runner(compiled.step, place(state, mesh), place(fixed, mesh), put_batch(_draw_batch(batch), mesh)),
-        gflops=plain.cost_analysis()["flops"] / job.batch_size / 1e9,
+        gflops=counted.cost_analysis()["flops"] / job.batch_size / 1e9,
         memory_bytes=_program_bytes(compiled.step),
         lower_s=compiled.lower_s,
         compile_s=compiled.compile_s,

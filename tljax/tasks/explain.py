@@ -81,11 +81,11 @@ def _explain(plan: Plan) -> dict[str, float]:
 
 
 def _print_kernels(plan: Plan) -> None:
-    """Say which ways the blocks of a transformer compute in."""
+    """Say which ways the stages compute in that have a choice."""
     architecture: Any = plan.forward.net.architecture
     if architecture.kernel_stages:
-        dtype, head_width = plan.forward.compute_dtype or "float32", architecture.width // architecture.num_heads
-        print(f"kernels {describe(plan.forward.kernels or Kernels(), dtype, head_width)}")
+        dtype = plan.forward.compute_dtype or "float32"
+        print(f"kernels {describe(plan.forward.kernels or Kernels(), dtype, architecture.head_width)}")
 
 
 def norm_modes(plan: Plan) -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import export
 
 from tljax import rundir
-from tljax.models.kernels import PLAIN, XLA, Kernels
+from tljax.models.kernels import PLAIN_FORMULAS, Kernels
 from tljax.resizing import FILTERS, prepare
 from tljax.tasks.finished import Finished
 
@@ -20,8 +20,6 @@ MODEL, PREPARE, LABELS, PREPROCESS = "model.stablehlo", "prepare.stablehlo", "la
 CHECK, EXAMPLE = "check.npz", "example.py"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-# Those of one platform would not be found on the others.
-_KERNELS = Kernels(attention=XLA, gelu=PLAIN, layer_norm=PLAIN, bias_gelu=PLAIN)
 # Serialized programs are flatbuffers, whose places are signed numbers of 32 bits; the program itself takes little.
 _MOST_BYTES = 2**31 - 2**26
 _NUM_CHECKED = 3
@@ -69,7 +67,8 @@ def _programs(model: Finished) -> tuple[export.Exported, export.Exported | None]
     preprocess = model.pretrained.preprocess
     batch, height, width = export.symbolic_shape("b, h, w")
     prepared = jax.ShapeDtypeStruct((batch, *preprocess.shape), np.uint8)
-    program = _export(_predict(model, _KERNELS), prepared)
+    # Kernels of one platform would not be found on the others.
+    program = _export(_predict(model, PLAIN_FORMULAS), prepared)
     if preprocess.interpolation not in FILTERS:
         return program, None
     pictures = jax.ShapeDtypeStruct((batch, height, width, 3), np.uint8)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from tljax import plain
 from tljax.ablation.runs import Run
 from tljax.features.store import META
-from tljax.finetune.costs import shapes_of
+from tljax.finetune.costs import lower, shapes_of
+from tljax.models.kernels import PLAIN_FORMULAS
 from tljax.tasks import finetune
 from tljax.tasks.caching import prefix_bytes, settle_caches, step_flops
 from tljax.tasks.feed import locate_prefix
@@ -137,9 +138,8 @@ def _forward_flops(plan: Plan, start: int, stop: str | int | None) -> float:
     params, stats = shapes_of(plan.inputs.pretrained.params), shapes_of(plan.inputs.pretrained.stats)
     if start:
         x = jax.eval_shape(functools.partial(net.apply, stop=start), params, stats, x)[0]
-    run = functools.partial(net.apply, start=start, stop=stop)
-    lowered: Any = jax.jit(run).lower(params, stats, x)
-    return lowered.cost_analysis()["flops"]
+    run = functools.partial(net.apply, start=start, stop=stop, kernels=PLAIN_FORMULAS)
+    return lower(run, params, stats, x).cost_analysis()["flops"]
 
 
 def _nearest_seconds(run: Run, finished: Sequence[tuple[Run, Mapping[str, float]]]) -> float:

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tljax.devices import on_cpu
 from tljax.models import Net, architecture
+from tljax.models.kernels import PLAIN_FORMULAS
 from tljax.rundir import read_json, write_bytes
 
 _PATH = Path(__file__).with_name("sizes.json")
@@ -40,9 +42,10 @@ def forward_flops(net: Net, image_shape: tuple[int, ...], stop: str | int | None
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
     def run(params: Any, stats: Any, x: jax.Array) -> jax.Array:
-        return net.apply(params, stats, x, stop=stop)[0]
+        return net.apply(params, stats, x, stop=stop, kernels=PLAIN_FORMULAS)[0]
 
-    cost: Any = jax.jit(run).lower(net.shapes, net.stat_shapes, image).cost_analysis()
+    with on_cpu():
+        cost: Any = jax.jit(run).lower(net.shapes, net.stat_shapes, image).cost_analysis()
     return cost["flops"]
 
 
