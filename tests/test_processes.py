@@ -75,7 +75,7 @@ def assert_same_run(one, other):
 SECTIONS = {"finetune": {"checkpoint_every": 2, "evaluate_every": 4, "drift_images": 8, "batch_size": 8}}
 
 
-@pytest.mark.parametrize("cache", ["never", "always"])
+@pytest.mark.parametrize("cache", [pytest.param("never", marks=pytest.mark.slow), "always"])
 def test_a_run_by_two_processes_is_that_of_one(root, tmp_path, cache):
     """Images and a stored prefix; test and validation count each image once; process 0 writes."""
     sections = {**SECTIONS, "finetune": {**SECTIONS["finetune"], "cache": cache}}
@@ -134,7 +134,9 @@ def test_sigterm_to_one_process_saves_at_one_step_and_another_number_of_devices_
     assert_same_run(workdir, undisturbed)
 
 
-@pytest.mark.parametrize("victim", [0, 1], ids=["the coordinator", "the other"])
+@pytest.mark.parametrize(
+    "victim", [pytest.param(0, id="the coordinator"), pytest.param(1, id="the other", marks=pytest.mark.slow)]
+)
 def test_a_killed_process_ends_the_other_within_a_minute_and_loses_no_checkpoint(root, tmp_path, undisturbed, victim):
     workdir = tmp_path / "run"
     with start_long(root, workdir) as running:
@@ -167,6 +169,7 @@ def test_an_image_that_one_process_cannot_read_ends_both_and_is_named(tmp_path):
     assert all(re.search(r"light/3\d.png", process.output) for process in ended), ended
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_one_process_ends_both_and_is_named(root, tmp_path):
     """A limit on the size of files stands in for the disk: the first checkpoint is larger."""
     workdir = tmp_path / "run"

@@ -116,6 +116,7 @@ def test_runs_together_equal_runs_alone(root, tmp_path):
     assert len(set(losses)) == 8
 
 
+@pytest.mark.slow
 def test_runs_of_adamw_with_deltas_and_the_best_step_kept(root, tmp_path):
     """AdamW divides a gradient by its own size: where that is rounding alone, so is the update, up to the rate."""
     base = make_config(
@@ -137,6 +138,7 @@ def test_runs_of_adamw_with_deltas_and_the_best_step_kept(root, tmp_path):
         assert_same_run(Path(run.workdir), workdir, rtol=1e-3, atol=0.02 * rate)
 
 
+@pytest.mark.slow
 def test_statistics_of_a_batch_and_batches_from_the_host(root, tmp_path, monkeypatch):
     """A ResNet with BatchNorm in training mode; so little memory that runs take turns, and the store stays on disk."""
     base = make_config(root, **STORED, groups={"freeze": "layer2_00", "rates": {"body": 0.5}})

@@ -41,8 +41,8 @@ class BatchNorm(nnx.BatchNorm):
 
     def _by_batch(self, x: Array) -> Array:
         near, over = jax.lax.stop_gradient(self.mean[...]), (None,) * (x.ndim - 1)
-        difference = x - near[over]
-        moments = jnp.stack([difference, jnp.square(difference)]).mean(axis=tuple(range(1, x.ndim)))
+        difference, axes = x - near[over], tuple(range(x.ndim - 1))
+        moments = jnp.stack([difference.mean(axes), jnp.square(difference).mean(axes)])
         if self.axis_name is not None:
             moments = jax.lax.pmean(moments, self.axis_name)
         mean, variance = near + moments[0], jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
