@@ -43,7 +43,8 @@ def items_of(page: Path) -> Iterator[Item]:
 def calls_in_text(page: Path) -> list[str]:
     """Return the calls of tljax that stand in the text and tables of a page, patterns of calls among them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [call.replace("\n", " ") for call in re.findall(r"`(?:[^`]* )?(tljax [^`]+)`", text)]
+    spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", text)]
+    return [found[0] for span in spans if (found := re.search(r"(?<![\w/])tljax [\w-].*", span))]
 
 
 def is_pattern(call: str) -> bool:

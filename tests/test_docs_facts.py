@@ -13,7 +13,7 @@ from tljax.commands import COMMANDS
 from tljax.models import ARCHITECTURES, Net
 from tljax.tasks import TASKS
 from tljax.tasks.section_checks import check_config
-from tljax.tasks.sections import EXECUTION, select, sections_read
+from tljax.tasks.sections import EXECUTION, sections_read, select
 from tljax.tasks.soup import Soup
 from tljax.weights.rules import invert
 from tljax.weights.tables import LAYOUTS
@@ -47,7 +47,7 @@ def test_every_task_and_command_has_its_section_in_order():
 def test_sections_of_the_config_are_those_that_a_task_reads(task):
     needs, may_have = said(SECTIONS[task], "Needs"), said(SECTIONS[task], "May have")
     assert sorted([*needs, *may_have, EXECUTION]) == sorted(set(sections_read(task)))
-    select(task, dict.fromkeys(needs, {}))
+    select(task, {name: {} for name in needs})
     for name in needs:
         with pytest.raises(ValueError, match=f"key '{name}' is missing"):
             select(task, {other: {} for other in sections_read(task) if other != name})

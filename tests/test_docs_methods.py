@@ -19,7 +19,8 @@ base = page.split("```python\\n")[1].split("```")[0].splitlines()
 assert base == methods.config_lines(methods.BASE), base
 get_config = runpy.run_path(str(measure.ROOT / "configs" / "images.py"))["get_config"]
 others = (measure.PAGE.parent / "from_pytorch.md").read_text()
-cells = [line.strip("| ").split(" | ")[1] for line in [*page.splitlines(), *others.splitlines()] if " | `config." in line]
+rows = [line for line in [*page.splitlines(), *others.splitlines()] if " | `config." in line]
+cells = [row.strip("| ").split(" | ")[1] for row in rows]
 for cell in cells:
     config = get_config()
     for line in [*base, *cell.split("<br>")]:
