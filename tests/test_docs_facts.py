@@ -86,17 +86,34 @@ def test_a_paper_is_named_in_the_code_of_its_row_and_tests_are_of_that_code():
         assert all("def test_" in file.read_text() for file in tests), row
 
 
+def check_lines(lines):
+    config = runpy.run_path(str(ROOT / "configs" / "images.py"))["get_config"]()
+    for line in lines:
+        exec(line, {"config": config})
+    for task in ("probe", "finetune", "lr_find"):
+        check_config(task, config.to_dict())
+    if "soup" in config:
+        Soup(**config.soup.to_dict())
+
+
 def test_config_lines_beside_papers_are_accepted():
     cells = re.findall(r"\| (`config\.[^|]+) \|", (DOCS / "citations.md").read_text())
     assert len(cells) > 12
     for cell in cells:
-        config = runpy.run_path(str(ROOT / "configs" / "images.py"))["get_config"]()
-        for line in cell.split("<br>"):
-            exec(line.strip("`"), {"config": config})
-        for task in ("probe", "finetune", "lr_find"):
-            check_config(task, config.to_dict())
-        if "soup" in config:
-            Soup(**config.soup.to_dict())
+        check_lines(line.strip("`") for line in cell.split("<br>"))
+
+
+def test_config_lines_in_the_text_are_accepted():
+    lines = []
+    for page in PAGES:
+        # Tables of methods are planned as a whole, by `tests/test_docs_methods.py`.
+        text = re.sub(r"^\|.*$", "", page.read_text(), flags=re.MULTILINE)
+        lines += re.findall(r"`(config\.[\w.]+ = dict\([^`]*)`", text)
+        lines += re.findall(r"^ {4}(config\..*)$", text, re.MULTILINE)
+    lines = [line.replace("\n", " ") for line in lines if "=..." not in line]
+    assert len(lines) >= 10
+    for line in lines:
+        check_lines([line])
 
 
 def torch_names(architecture, layout):
@@ -110,8 +127,9 @@ def torch_names(architecture, layout):
 
 
 def test_names_on_the_page_for_others_are_those_of_the_layouts():
-    vit = torch_names(replace(ARCHITECTURES["vit_ti16"], num_classes=3), "timm-vit")
-    resnet = torch_names(replace(ARCHITECTURES["resnet18"], num_classes=3), "torchvision-resnet")
+    narrow = {"widths": (2, 4, 6, 8), "stem_width": 2}
+    vit = torch_names(replace(ARCHITECTURES["vit_ti16"], num_classes=3, width=12), "timm-vit")
+    resnet = torch_names(replace(ARCHITECTURES["resnet18"], num_classes=3, **narrow), "torchvision-resnet")
     table = sections_of(DOCS / "from_pytorch.md")["Names"]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
     assert len(rows) == 11
