@@ -146,6 +146,7 @@ def _run_begun(folder: Path, runs: Sequence[Run], inputs: Inputs, budget: int) -
         raise ValueError(
             f"the group {folder} has begun with runs that cannot go on together: "
             + "; ".join(f"{own[place].workdir}: {why}" for place, why in refused.items())
+            + "; `tljax sweep --together=never` begins with each of them alone"
         )
     feed = open_feed(members[0].plan)
     return run_chunk(members, feed, None, inputs, folder, budget)

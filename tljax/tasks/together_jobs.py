@@ -11,7 +11,7 @@ from typing import Any
 from tljax import plain, rundir
 from tljax.ablation.launch import launch
 from tljax.ablation.local_pool import LocalPool
-from tljax.ablation.runs import DONE, PENDING, Outcome, Run
+from tljax.ablation.runs import DONE, PENDING, Outcome, Run, prepare
 from tljax.tasks.launching import find_results, launch_tasks
 from tljax.tasks.together import Group, group, run_together
 from tljax.tasks.together_files import folder_of, leave_groups
@@ -106,9 +106,9 @@ def launch_together(
         each.runs[0] if each.why_alone is not None else _job_of(each.runs, together.budget_gb, num_sharing)
         for each in divided
     ]
-    for job in started:
-        if job.task == NAME and not rundir.is_in_use(job.workdir):
-            (Path(job.workdir) / OUTCOMES).unlink(missing_ok=True)
+    for each, job in zip(divided, started, strict=True):
+        if each.why_alone is None:
+            _prepare(each.runs, Path(job.workdir))
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
@@ -155,6 +155,14 @@ def _job_of(runs: Sequence[Run], budget_gb: float | None, num_sharing: int) -> R
     name = f"{NAME}_{plain.fingerprint(shared_part(runs[0].config))[:_NAME_DIGITS]}"
     config = {"runs": members, "budget_gb": budget_gb, "num_sharing": num_sharing}
     return Run(task=NAME, config=config, workdir=Path(beside, rundir.LAUNCH, name))
+
+
+def _prepare(runs: Sequence[Run], workdir: Path) -> None:
+    """Make the directories of runs that a job trains, as those of runs alone, and forget how earlier ones ended."""
+    for run in runs:
+        prepare(run)
+    if not rundir.is_in_use(workdir):
+        (workdir / OUTCOMES).unlink(missing_ok=True)
 
 
 def _find(run: Run) -> dict[str, float] | None:
