@@ -17,12 +17,12 @@ from tljax import cli, rundir
 from tljax.ablation import local_pool
 from tljax.ablation.grid import Study
 from tljax.ablation.local_pool import LocalPool
-from tljax.ablation.runs import DONE
+from tljax.ablation.runs import DONE, PENDING
 from tljax.tasks import finetune, together_chunk
 from tljax.tasks.replay import read_config, replay_run
 from tljax.tasks.studies import count_progress, plan_runs
 from tljax.tasks.together import TOGETHER, run_together
-from tljax.tasks.together_files import folder_of
+from tljax.tasks.together_files import folder_of, found_group
 from tljax.tasks.together_jobs import Together, describe_division, divide, launch_together
 
 PROGRAM = (sys.executable, stand_in_together.__file__)
@@ -230,6 +230,10 @@ def test_what_cannot_train_together_has_processes_of_its_own(root, stand_ins, tm
     [job] = (tmp_path / "study" / "runs" / "launch").glob("together_*")
     assert "'budget_gb': 2.0" in (job / "launch" / "config.py").read_text()
     assert "'num_sharing': 3" in (job / "launch" / "config.py").read_text()
+    for name in names[1:3]:
+        shutil.rmtree(tmp_path / "study" / "runs" / name)
+    assert sweep(file, tmp_path / "study") == 0
+    assert starts_of(tmp_path / "study", names)[3:] == [("together", [1, 2])]
 
 
 def test_together_can_be_turned_off(root, stand_ins, tmp_path, capsys):
@@ -244,36 +248,38 @@ def test_together_can_be_turned_off(root, stand_ins, tmp_path, capsys):
     assert starts_of(tmp_path / "study", names) == [("finetune", [place]) for place in range(4)]
 
 
-@pytest.fixture(scope="module")
-def cut_off(root):
-    """A study whose runs have trained in this process, which ended before the results."""
-    runs = list(plan_runs(small_study(root), root / "cut").runs.values())
+def test_runs_that_have_begun_together_begin_again_alone_where_that_is_wanted(root, stand_ins, tmp_path):
+    names = plan_ends(root, tmp_path / "study")
+    runs = list(plan_runs(small_study(root), tmp_path / "study").runs.values())
+    for run in runs:
+        Path(run.workdir).mkdir()
+    found_group(runs[:2])
+    # Also the last one that is left of a group, and one that has failed in it.
+    rundir.write_json(Path(runs[0].workdir) / "error.json", {"error": "x", "attempts": 1})
+    assert [each.why_alone for each in divide(runs[:1])] == [None]
+    with rundir.only_process(runs[1].workdir), pytest.raises(ValueError, match="another process works in"):
+        launch_together(runs, LocalPool(), together=Together(choice="never"))
+    outcomes = launch_together(runs, LocalPool(max_parallel=4), together=Together(choice="never"))
+    assert [outcome.state for outcome in outcomes] == [DONE] * 4
+    assert {task for task, _ in starts_of(tmp_path / "study", names)} == {"finetune"}
+    assert [folder_of(run) for run in runs] == [None] * 4
+
+
+def test_a_run_in_which_another_process_works_is_left_to_it(root, tmp_path):
+    run = next(iter(plan_runs(small_study(root), tmp_path / "study").runs.values()))
+    with rundir.only_process(run.workdir):
+        [outcome] = run_together([run])
+    assert (outcome.state, outcome.detail) == (PENDING, "another process works in its directory")
+
+
+@pytest.mark.slow
+def test_a_member_that_is_finished_is_not_written_again(whole, root, tmp_path):
+    """As by a kill between the results of two members."""
+    runs = list(plan_runs(small_study(root), tmp_path / "study").runs.values())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(together_chunk, "_conclude", stop)
         with pytest.raises(KeyboardInterrupt):
             run_together(runs)
-    return root / "cut"
-
-
-def copy_of(study, root, tmp_path):
-    """A study elsewhere, and its runs."""
-    shutil.copytree(study, tmp_path / "study")
-    return list(plan_runs(small_study(root), tmp_path / "study").runs.values())
-
-
-def test_runs_that_have_begun_together_begin_again_alone_where_that_is_wanted(cut_off, root, stand_ins, tmp_path):
-    runs = copy_of(cut_off, root, tmp_path)
-    assert [each.why_alone for each in divide(runs[:1])] == [None]
-    with rundir.only_process(runs[2].workdir), pytest.raises(ValueError, match="another process works in"):
-        launch_together(runs, LocalPool(), together=Together(choice="never"))
-    outcomes = launch_together(runs, LocalPool(max_parallel=4), together=Together(choice="never"))
-    assert [outcome.state for outcome in outcomes] == [DONE] * 4
-    assert [folder_of(run) for run in runs] == [None] * 4
-
-
-def test_a_member_that_is_finished_is_not_written_again(cut_off, whole, root, tmp_path):
-    """As by a kill between the results of two members."""
-    runs = copy_of(cut_off, root, tmp_path)
     finished = Path(runs[1].workdir)
     rundir.write_json(finished / "done.json", {"accuracy": 0.5})
     before = {path: path.stat().st_mtime_ns for path in finished.glob("[!.]*")}
