@@ -26,8 +26,8 @@ from tljax.tasks.together_files import folder_of, found_group
 from tljax.tasks.together_jobs import Together, describe_division, divide, launch_together
 
 PROGRAM = (sys.executable, stand_in_together.__file__)
-# `tljax`, which is killed when it has written steps of its runs so often, unless that has happened before.
-KILLED = f"""
+# `tljax`, which gets a signal when it has written steps of its runs so often, unless that has happened before.
+SIGNALLED = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
@@ -38,7 +38,7 @@ def append_and_die(path, records):
     append(path, records)
     if next(counts, None) is None and not marker.exists():
         marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.{{name}})
 
 rundir.append_all = append_and_die
 sys.exit(cli.main(sys.argv[1:]))
@@ -119,8 +119,18 @@ def test_one_process_trains_all_runs_of_a_study(root, whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_child_that_is_told_to_end_saves_and_goes_on(root, whole, tmp_path, monkeypatch):
+    code = SIGNALLED.format(marker=str(tmp_path / "told"), name="SIGTERM")
+    monkeypatch.setattr(local_pool, "PROGRAM", (sys.executable, "-c", code))
+    commands = commands_of(monkeypatch)
+    assert sweep(write_file(root), root / "told") == 0
+    assert commands == ["together"] * 2
+    assert (root / "told" / "results.csv").read_bytes() == (whole[0] / "results.csv").read_bytes()
+
+
+@pytest.mark.slow
 def test_a_sweep_whose_child_is_killed_ends_with_the_same_table(root, whole, tmp_path, monkeypatch):
-    code = KILLED.format(marker=str(tmp_path / "killed"))
+    code = SIGNALLED.format(marker=str(tmp_path / "killed"), name="SIGKILL")
     monkeypatch.setattr(local_pool, "PROGRAM", (sys.executable, "-c", code))
     commands = commands_of(monkeypatch)
     file, study = write_file(root), root / "killed"
