@@ -9,7 +9,7 @@ ROOT = Path(tljax.__file__).parent
 # From the top. Modules of one layer may import each other.
 LAYERS = (
     ("cli",),
-    ("commands", "bench", "launching", "sweeping", "replaying"),
+    ("commands", "bench", "launching", "sweeping", "together", "replaying"),
     ("tasks",),
     ("ablation",),
     ("finetune",),

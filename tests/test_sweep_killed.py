@@ -38,11 +38,13 @@ def small_study(root):
     )  # fmt: skip
 
 
-def start(root, workdir):
+def start(root, workdir, together):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-m", "tljax.cli", "sweep", str(root / "sweep.py"), f"--workdir={workdir}"]
     with open(root / "printed.txt", "ab") as file:
-        return subprocess.Popen([*call, "--max_parallel=2"], cwd=ROOT, env=environment, stdout=file, stderr=file)
+        return subprocess.Popen(
+            [*call, "--max_parallel=2", f"--together={together}"], cwd=ROOT, env=environment, stdout=file, stderr=file
+        )
 
 
 def children_of(process):
@@ -59,30 +61,32 @@ def kill(pids):
 
 
 def finished(planned):
-    """When each finished run was finished, and how often it was started."""
+    """When each finished run was finished, and how often a process of its own was started for it."""
     found = {}
     for name, run in planned.runs.items():
         done = Path(run.workdir, rundir.DONE)
         if done.exists():
-            found[name] = (done.stat().st_mtime_ns, run.log().read_text().count("== started at"))
+            printed = run.log().read_text() if run.log().exists() else ""
+            found[name] = (done.stat().st_mtime_ns, printed.count("== started at"))
     return found
 
 
 @pytest.mark.slow
-def test_a_study_killed_at_random_points_ends_with_the_same_table(tmp_path):
+@pytest.mark.parametrize("together", ["auto", "never"])
+def test_a_study_killed_at_random_points_ends_with_the_same_table(tmp_path, together):
     write_pictures(tmp_path / "pictures")
     write_model(tmp_path / "vit")
     (tmp_path / "sweep.py").write_text(FILE.format(root=str(tmp_path)))
     study = small_study(tmp_path)
     began = time.monotonic()
-    assert start(tmp_path, tmp_path / "whole").wait(TIMEOUT_S) == 0
+    assert start(tmp_path, tmp_path / "whole", together).wait(TIMEOUT_S) == 0
     seconds = time.monotonic() - began
     planned = plan_runs(study, tmp_path / "killed")
     before: dict[str, tuple[int, int]] = {}
     num_alive = 0
     rng = np.random.default_rng(0)
     for index in range(NUM_KILLS):
-        sweep = start(tmp_path, tmp_path / "killed")
+        sweep = start(tmp_path, tmp_path / "killed", together)
         with contextlib.suppress(subprocess.TimeoutExpired):
             sweep.wait(rng.uniform(0, seconds / 3))
         num_alive += sweep.poll() is None
@@ -102,11 +106,12 @@ def test_a_study_killed_at_random_points_ends_with_the_same_table(tmp_path):
         assert {name: now[name] for name in before} == before, "a finished run was started again"
         before = now
     assert num_alive >= NUM_KILLS // 2
-    assert start(tmp_path, tmp_path / "killed").wait(TIMEOUT_S) == 0
+    assert start(tmp_path, tmp_path / "killed", together).wait(TIMEOUT_S) == 0
     now = finished(planned)
     assert {name: now[name] for name in before} == before
     tables = [(tmp_path / name / "results.csv").read_bytes() for name in ("killed", "whole")]
     assert tables[0] == tables[1]
+    assert {num_started > 0 for _, num_started in now.values()} == {together == "never"}
     assert len(tables[0].splitlines()) == 7
     for name in planned.runs:
         folders = [tmp_path / study / "runs" / name for study in ("killed", "whole")]

@@ -60,8 +60,8 @@ def alone_of(runs, folder):
 
 def assert_same_run(mine, other, *, rtol, atol=1e-7):
     """Compare two run directories: files, metrics of every step, params, predictions, records."""
-    # Times, the checkpoints of one run, and locks are of one way only.
-    of_one_way = {"checkpoints", "timing.jsonl", "startup.json", ".lock"}
+    # Times, the checkpoints of one run, locks and what a launcher keeps are of one way only.
+    of_one_way = {"checkpoints", "timing.jsonl", "startup.json", ".lock", "launch"}
     names = [{path.name for path in Path(folder).iterdir()} - of_one_way for folder in (mine, other)]
     assert names[0] == names[1]
     for name in ("config.json", "inputs.json", "classes.json", "frozen.json", "partition.json"):

@@ -21,6 +21,7 @@ from tljax.tasks.card import write_card
 from tljax.tasks.export import export_model
 from tljax.tasks.predict import predict_files
 from tljax.tasks.prediction_files import STDOUT
+from tljax.together import together
 from tljax.weights.catalog import entries
 from tljax.weights.describe import describe
 from tljax.weights.sizes import key, sizes
@@ -159,6 +160,7 @@ def report(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "launch": (launch, "run a task, or many, in a pool of processes here or as jobs of SLURM, and go on with them"),
     "sweep": (sweep, "plan or run a study: a grid of config fields and seeds, resumable, failures apart"),
+    "together": (together, "what `tljax sweep` starts for runs that train in one program"),
     "replay": (replay, "run the config of a run directory again, and say whether it gives the same bits"),
     "models": (models, "list published weights: params, GFLOPs, input size, layout, source, licence"),
     "inspect": (inspect, "say what a file of weights is: layout, stages, shapes, what would be fresh or ignored"),

@@ -14,6 +14,8 @@ def replay(arguments: Sequence[str]) -> int:
     beside it as DIR.replay, and goes on where it was when the same command is given again. Paths that are others on
     this machine are given as --config.data.root=PATH and --config.cache_dir=PATH.
 
+    A run that trained together with others does so again, with copies of itself in the places of the others.
+
     Compares metrics.jsonl by bytes, done.json but for its seconds, and the predictions by bits. The exit status is 0
     where all are the same, and 1 where they are not: it then says what was not the same before the first step, of the
     config, the inputs, versions, devices, processor and git state, and the first step and number that differ.

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 
 from tljax import plain, rundir
+from tljax.ablation.runs import Run
 from tljax.tasks import TASKS, WITHOUT_WORKDIR
 from tljax.tasks.caching import CACHES
 from tljax.tasks.inputs import SPLIT
+from tljax.tasks.together import TOGETHER, run_again
 
 EVALUATIONS, PREDICTIONS = "evaluations.json", "predictions.npz"
 # Results that depend on the load of the machine, or on what other runs have left in the cache.
 _LOOSE = ("seconds", "share_reused")
 # Of an environment, what cannot change a number.
 _OF_THE_START = ("argv", "started", "execution", "cpu_count")
+# Of a program that trained several runs, what can.
+_OF_THE_PROGRAM = ("place", "runs", "devices", "is_resident")
 # Decisions of a run that were given to it, or follow from measured speeds.
 _DECIDED = (CACHES, SPLIT)
 # Where files are, which the hashes of the inputs see through.
@@ -68,8 +72,12 @@ def replay_run(original: str | os.PathLike, config: Mapping[str, Any], workdir: 
     for name in _DECIDED:
         if (original / name).exists() and not (workdir / name).exists():
             shutil.copyfile(original / name, workdir / name)
+    last = rundir.starts(original)[-1]
     try:
-        TASKS[task][0](config, workdir)
+        if TOGETHER in last:
+            run_again(Run(task=task, config=config, workdir=workdir), last[TOGETHER])
+        else:
+            TASKS[task][0](config, workdir)
     except ValueError as error:
         causes = _causes(original, workdir)
         if not causes:
@@ -133,12 +141,21 @@ def _causes(original: Path, workdir: Path) -> list[str]:
     again = rundir.starts(workdir)
     if not starts or not again:
         return found
-    before, now = ({key: value for key, value in one[-1].items() if key not in _OF_THE_START}
-                   for one in (starts, again))  # fmt: skip
+    before, now = (_comparable(one[-1]) for one in (starts, again))
     found += [f"{rundir.ENV}: {line}" for line in plain.differences(_listed(before), _listed(now))]
-    kinds = {json.dumps({key: one[key] for key in one if key not in _OF_THE_START}, sort_keys=True) for one in starts}
+    # A run that began with others and ends alone has begun again.
+    own = [one for one in starts if (TOGETHER in one) == (TOGETHER in before)]
+    kinds = {json.dumps(_comparable(one), sort_keys=True) for one in own}
     if len(kinds) > 1:
         found.append(f"{rundir.ENV}: the run itself went on in {len(kinds)} different environments")
+    return found
+
+
+def _comparable(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what can change a number."""
+    found = {key: value for key, value in start.items() if key not in _OF_THE_START}
+    if TOGETHER in found:
+        found[TOGETHER] = {key: found[TOGETHER][key] for key in _OF_THE_PROGRAM}
     return found
 
 

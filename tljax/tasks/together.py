@@ -1,11 +1,10 @@
 """Many fine-tuning runs in one program, each of which ends as the run that it would have been alone."""
 
-import contextlib
 import dataclasses
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,15 +14,15 @@ from tljax.finetune.checkpoint import last_saved
 from tljax.tasks import TASKS, finetune
 from tljax.tasks.compiled import keep_compiled
 from tljax.tasks.execution import execution_of, identity_of
-from tljax.tasks.feed import Feed, open_feed
+from tljax.tasks.feed import open_feed
 from tljax.tasks.inputs import Inputs, open_inputs
 from tljax.tasks.sections import select
-from tljax.tasks.together_files import close_group, folder_of, found_group, members_of
-from tljax.tasks.together_members import Group, Member, group, open_members
-from tljax.tasks.together_program import Program, budget_bytes, can_be_resident, fit_program
-from tljax.tasks.together_train import Trained, train
+from tljax.tasks.together_chunk import TOGETHER, run_chunk
+from tljax.tasks.together_files import folder_of, members_of
+from tljax.tasks.together_members import Group, group, open_members
+from tljax.tasks.together_program import Program, budget_bytes, fit_program
 
-__all__ = ["Group", "group", "run_all", "run_together"]
+__all__ = ["TOGETHER", "Group", "group", "run_again", "run_all", "run_together"]
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,9 @@ def run_alone(run: Run) -> Outcome:
         return Outcome(run=run, state=FAILED, detail=str(error))
 
 
-def run_together(runs: Sequence[Run], *, budget_gb: float | None = None, most_runs: int | None = None) -> list[Outcome]:
+def run_together(
+    runs: Sequence[Run], *, budget_gb: float | None = None, most_runs: int | None = None, num_sharing: int = 1
+) -> list[Outcome]:
     """Train the runs of one `Group` in as few programs as memory allows, and leave a run directory of each.
 
     Runs that are finished are left alone. A group that was cut off goes on from its last checkpoint.
@@ -75,6 +76,7 @@ def run_together(runs: Sequence[Run], *, budget_gb: float | None = None, most_ru
         budget_gb: memory that the runs of one program may take, in units of 10^9 bytes; None for half of that of the
             device, or of the machine where the device has none of its own.
         most_runs: that train side by side at most; None for all that fit.
+        num_sharing: processes that share the device, or the machine; that half is divided by it.
 
     Returns:
         How each run ended, in their order: "done" with its results, "failed" with its error, or "pending" with the
@@ -92,7 +94,7 @@ def run_together(runs: Sequence[Run], *, budget_gb: float | None = None, most_ru
         else:
             outcomes[_place(run)] = outcome
     if left:
-        for outcome in _run_left(left, budget_bytes(budget_gb), most_runs):
+        for outcome in _run_left(left, budget_bytes(budget_gb, num_sharing), most_runs):
             outcomes[_place(outcome.run)] = outcome
     return [dataclasses.replace(outcomes[_place(run)], run=run) for run in runs]
 
@@ -113,6 +115,8 @@ def _outcome_so_far(run: Run) -> Outcome | None:
         return Outcome(run=run, state=DONE, results=found)
     if folder_of(run) is None and last_saved(Path(run.workdir) / finetune.CHECKPOINTS):
         return Outcome(run=run, state=PENDING, detail="it has begun alone")
+    if folder_of(run) is None and rundir.is_in_use(run.workdir):
+        return Outcome(run=run, state=PENDING, detail="another process works in its directory")
     return None
 
 
@@ -142,9 +146,10 @@ def _run_begun(folder: Path, runs: Sequence[Run], inputs: Inputs, budget: int) -
         raise ValueError(
             f"the group {folder} has begun with runs that cannot go on together: "
             + "; ".join(f"{own[place].workdir}: {why}" for place, why in refused.items())
+            + "; `tljax sweep --together=never` begins with each of them alone"
         )
     feed = open_feed(members[0].plan)
-    return _run_chunk(members, feed, None, inputs, folder, budget)
+    return run_chunk(members, feed, None, inputs, folder, budget)
 
 
 def _run_fresh(runs: Sequence[Run], inputs: Inputs, budget: int, most_runs: int | None) -> list[Outcome]:
@@ -163,59 +168,34 @@ def _run_fresh(runs: Sequence[Run], inputs: Inputs, budget: int, most_runs: int 
     num_chunks = -(-len(members) // program.num_runs)
     for places in np.array_split(np.arange(len(members)), num_chunks):
         chunk = [members[place] for place in places.tolist()]
-        outcomes += _run_chunk(chunk, feed, program, inputs, None, budget)
+        outcomes += run_chunk(chunk, feed, program, inputs, None, budget)
     return outcomes
 
 
-def _run_chunk(
-    members: Sequence[Member], feed: Feed, program: Program | None, inputs: Inputs, folder: Path | None, budget: int
-) -> list[Outcome]:
-    """Train members side by side and finish their directories."""
-    began = time.monotonic()
-    with contextlib.ExitStack() as locks:
-        for member in members:
-            locks.enter_context(rundir.only_process(member.workdir))
-        if program is None or program.num_runs != len(members):
-            program = Program(members[0], feed, len(members), is_resident=can_be_resident(feed, budget))
-        left = [member for member in members if not (member.workdir / rundir.DONE).exists()]
-        for member in left:
-            facts = {"together": {"place": members.index(member), **program.describe()}}
-            execution = dataclasses.asdict(execution_of(member.config))
-            rundir.start(member.workdir, finetune.NAME, member.identity, inputs.identity, execution, more=facts)
-        folder = found_group([member.run for member in members]) if folder is None else folder
-        for member in left:
-            member.note_plan()
-        trained = train(members, program, folder)
-        outcomes = _conclude(members, trained, program, feed, began)
-        close_group(folder, [member.run for member in members])
-    return outcomes
+def run_again(run: Run, facts: Mapping[str, Any]) -> None:
+    """Train a run as it was trained with others, whose places its copies take: its bits depend on their number alone.
 
+    Args:
+        run: in a directory of its own; finished, it is left alone.
+        facts: what its earlier directory says of it under `TOGETHER`.
 
-def _conclude(members: Sequence[Member], trained: Trained, program: Program, feed: Feed, began: float) -> list[Outcome]:
-    """Test what is not tested yet, and write the results."""
-    inputs = members[0].plan.inputs
-    before, after = inputs.identity["params"], inputs.pretrained.fingerprint()
-    if before != after:
-        raise RuntimeError(f"the pretrained params moved: hash {before} before, {after} after; please report this")
-    outcomes = [
-        Outcome(run=members[place].run, state=FAILED, detail=why) for place, why in sorted(trained.failed.items())
-    ]
-    if not trained.results:
-        return outcomes
-    some = next(iter(trained.results.values()))
-    every = [trained.results.get(place, some) for place in range(len(members))]
-    of_val, of_test = (
-        program.score_results(every, [getattr(member.split, part) for member in members]) for part in ("val", "test")
-    )
-    for place, result in trained.results.items():
-        member, step = members[place], trained.steps[place]
-        done = member.workdir / rundir.DONE
-        if not done.exists():
-            plan, split = member.plan, member.split
-            scores = [(split.val, of_val[place]), (split.test, of_test[place])]
-            found = finetune.conclude(member.workdir, plan, feed, split, result, step, scores)
-            # Of the time of all, a share each.
-            seconds = (time.monotonic() - began) / len(members)
-            rundir.write_json(done, {"seconds": seconds, **found})
-        outcomes.append(Outcome(run=member.run, state=DONE, results=rundir.read_json(done)))
-    return outcomes
+    Raises:
+        ValueError: the directory holds another run, or the run cannot train so with these inputs.
+        FloatingPointError: it fails.
+        Preempted: the process was told to end; the same call goes on where it was.
+    """
+    config, workdir = select(finetune.NAME, run.config), _place(run)
+    if rundir.find(workdir, finetune.NAME, identity_of(config)) is not None:
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with keep_compiled(execution_of(config).compiled_folder(workdir)):
+        inputs = open_inputs(config)
+        members, refused = open_members([run], inputs)
+        if refused:
+            raise ValueError(f"{workdir} cannot train as in one program with others: {refused[0]}")
+        feed = open_feed(members[0].plan)
+        program = Program(members[0], feed, facts["runs"], is_resident=facts["is_resident"])
+        copies = members * facts["runs"]
+        for outcome in run_chunk(copies, feed, program, inputs, folder_of(run), 0, only=facts["place"]):
+            if outcome.state == FAILED:
+                raise FloatingPointError(outcome.detail)

@@ -65,6 +65,20 @@ def note_failed(folder: Path, failed: dict[int, str]) -> None:
     rundir.write_json(folder / _FAILED, {str(place): why for place, why in failed.items()})
 
 
+def leave_groups(runs: Sequence[Run]) -> None:
+    """Give up the groups that runs have begun with and not ended: those that are not done begin again, alone.
+
+    Raises:
+        ValueError: a process works on one of them.
+    """
+    for folder in dict.fromkeys(folder for folder in map(folder_of, runs) if folder is not None):
+        members = members_of(folder)
+        busy = [run.workdir for run in members if rundir.is_in_use(run.workdir)]
+        if busy:
+            raise ValueError(f"another process works in {busy[0]}, which trains together with others; wait for it")
+        close_group(folder, members)
+
+
 def close_group(folder: Path, runs: Sequence[Run]) -> None:
     """Take the folder of a group away; its members are done or have failed."""
     # A folder without it is no group.

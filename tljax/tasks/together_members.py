@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax import plain
+from tljax import plain, rundir
 from tljax.ablation.runs import Run
 from tljax.data.splits import Split
 from tljax.finetune.groups import FROZEN
@@ -125,6 +125,11 @@ class Member:
     def workdir(self) -> Path:
         """Return its run directory."""
         return Path(self.run.workdir)
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether it has its results."""
+        return (self.workdir / rundir.DONE).exists()
 
     @property
     def identity(self) -> dict[str, Any]:

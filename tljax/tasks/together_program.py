@@ -39,13 +39,18 @@ _SHARE, _STORE_SHARE = 0.5, 0.5
 log = logging.getLogger(__name__)
 
 
-def budget_bytes(budget_gb: float | None) -> int:
-    """Return what the runs may take together: so much, or half of the memory of the device, or of the machine."""
+def budget_bytes(budget_gb: float | None, num_sharing: int) -> int:
+    """Return what the runs may take together: so much, or half of the memory of the device, or of the machine.
+
+    Args:
+        budget_gb: in units of 10^9 bytes; None for that half.
+        num_sharing: processes that have a part each of that half.
+    """
     if budget_gb is not None:
         return int(budget_gb * 1e9)
     stats = jax.local_devices()[0].memory_stats()
     limit = stats["bytes_limit"] if stats else memory_bytes()
-    return int(_SHARE * limit)
+    return int(_SHARE * limit / num_sharing)
 
 
 class Program:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Trained:
     failed: dict[int, str] = field(default_factory=dict)
 
 
-def train(members: Sequence[Member], program: Program, folder: Path) -> Trained:
+def train(members: Sequence[Member], program: Program, folder: Path, left: Collection[int]) -> Trained:
     """Train all members from the latest checkpoint of their group on.
 
     Each leaves in its directory what `finetune.loop.fit` does, but for checkpoints and times.
@@ -57,6 +57,7 @@ def train(members: Sequence[Member], program: Program, folder: Path) -> Trained:
         members: of the group, in the order of its stacked arrays.
         program: for so many.
         folder: of the group.
+        left: places of the members that write; the directories of the others stay as they are.
 
     Raises:
         Preempted: the process was told to end; the state after the last step is saved.
@@ -68,7 +69,7 @@ def train(members: Sequence[Member], program: Program, folder: Path) -> Trained:
         Progress(console=Console(stderr=True)) as progress,
         preemption.notices() as is_told_to_end,
     ):
-        group = _Group(members, program, folder, checkpoints)
+        group = _Group(members, program, folder, left, checkpoints)
         bar = progress.add_task(f"training {len(members)} runs", total=group.num_steps, completed=group.done)
         while group.done < group.num_steps and group.alive:
             group.advance()
@@ -90,8 +91,12 @@ class _Group:
     A class because the steps of the loop share it.
     """
 
-    def __init__(self, members: Sequence[Member], program: Program, folder: Path, checkpoints: Checkpoints):
+    def __init__(
+        self, members: Sequence[Member], program: Program, folder: Path, left: Collection[int],
+        checkpoints: Checkpoints,
+    ):  # fmt: skip
         self.members, self.program, self.folder, self.checkpoints = members, program, folder, checkpoints
+        self.left = left
         plan = members[0].plan
         self.recipe, self.num_steps, self.source = plan.recipe, plan.num_steps, plan.inputs.source
         self.validates = len(members[0].split.val) > 0
@@ -110,7 +115,7 @@ class _Group:
     @property
     def alive(self) -> list[int]:
         """Return the places of the members that go on."""
-        return [place for place in range(len(self.members)) if place not in self.failed]
+        return [place for place in range(len(self.members)) if place in self.left and place not in self.failed]
 
     def advance(self) -> None:
         """Take steps up to the next evaluation or checkpoint, or fewer, and write their metrics."""
