@@ -337,6 +337,19 @@ def test_the_batch_norm_kernels_give_the_numbers_of_xla(monkeypatch, shape, has_
         assert np.max(np.abs(one - other)) <= tolerance * np.max(np.abs(other)), index
 
 
+def test_kernels_of_many_runs_are_those_of_each():
+    """Runs that train in one program map them."""
+    x, scale = normal(0, (3, 10, 24)), 1 + normal(1, (3, 24), scale=0.3)
+
+    def loss(x, scale):
+        x, y = skip_and_norm(x, scale, 0.1 * scale, EPSILON)
+        return jnp.sum(jnp.sin(x + bias_gelu(y, scale)))
+
+    derivative = jax.grad(loss, argnums=(0, 1))
+    for got, *wanted in zip(jax.vmap(derivative)(x, scale), *map(derivative, x, scale), strict=True):
+        np.testing.assert_allclose(got, jnp.stack(wanted), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("way", ["plain", "pallas"])
 def test_a_mean_that_is_large_beside_the_spread_costs_no_digits(way):
     """E[x^2] - E[x]^2 of the numbers themselves would be wrong by more than the variance."""
