@@ -13,6 +13,7 @@ from tljax import processes, rundir
 from tljax.ablation.runs import DONE, FAILED, PENDING, Outcome, Run
 from tljax.finetune.checkpoint import last_saved
 from tljax.tasks import TASKS, finetune
+from tljax.tasks.caching import train_tflops
 from tljax.tasks.compiled import keep_compiled
 from tljax.tasks.execution import execution_of, identity_of
 from tljax.tasks.feed import Feed, open_feed
@@ -207,13 +208,15 @@ def _conclude(members: Sequence[Member], trained: Trained, program: Program, fee
     of_val, of_test = (
         program.score_results(every, [getattr(member.split, part) for member in members]) for part in ("val", "test")
     )
+    # As many of each: they have the same shapes and the same number of steps.
+    flops = train_tflops([members[0].plan])
     for place, result in trained.results.items():
         member, step = members[place], trained.steps[place]
         done = member.workdir / rundir.DONE
         if not done.exists():
             plan, split = member.plan, member.split
             scores = [(split.val, of_val[place]), (split.test, of_test[place])]
-            found = finetune.conclude(member.workdir, plan, feed, split, result, step, scores)
+            found = finetune.conclude(member.workdir, plan, feed, split, result, step, scores, flops)
             # Of the time of all, a share each.
             seconds = (time.monotonic() - began) / len(members)
             rundir.write_json(done, {"seconds": seconds, **found})
