@@ -207,7 +207,9 @@ def train_tflops(plans: Sequence[Plan]) -> dict[str, float]:
 
     Nothing where JAX was told to leave CPUs out, as it is for them that they are counted.
     """
-    platforms = jax.config.jax_platforms
+    # Its flags are attributes that JAX makes when it is imported.
+    config: Any = jax.config
+    platforms = config.jax_platforms
     if platforms and "cpu" not in platforms.split(","):
         return {}
     flops = sum(step_flops(plan)[0] * plan.num_steps * plan.recipe.batch_size for plan in plans)
