@@ -4,7 +4,7 @@ import pytest
 from tests.small_runs import make_config, write_pictures
 from tljax.data.sources import open_source
 from tljax.data.splits import stratified_split
-from tljax.data.subsets import limit_train
+from tljax.data.subsets import hold_out, limit_train
 from tljax.tasks.inputs import make_folds, make_split
 
 STRATA = np.random.default_rng(0).permutation(np.repeat(["a", "b", "c"], [500, 233, 67]))
@@ -49,3 +49,56 @@ def test_a_config_limits_the_training_part_alone(tmp_path):
     np.testing.assert_array_equal(few.test, whole.test)
     folds = make_folds(source, few.train, 2, 0, **settings, train_limit=6)
     assert sorted(np.concatenate([held_out for _, held_out in folds]).tolist()) == few.train.tolist()
+
+
+def test_what_is_held_out_is_tested_on_alone():
+    is_held_out = STRATA == "b"
+    found = hold_out(SPLIT, is_held_out)
+    assert {*STRATA[found.test].tolist()} == {"b"}
+    assert {*STRATA[found.train].tolist()} == {*STRATA[found.val].tolist()} == {"a", "c"}
+    # Each part keeps what it had of its kind, so that a run that is tested on all kinds can be compared.
+    for part in ("train", "val", "test"):
+        had, left = getattr(SPLIT, part), getattr(found, part)
+        assert {*left.tolist()} == {index for index in had.tolist() if is_held_out[index] == (part == "test")}
+
+
+def sites(tmp_path):
+    """Return pictures of three sites, "1" to "3", and half of them taken by night."""
+    write_pictures(tmp_path / "pictures")
+    files = [path.relative_to(tmp_path) for path in sorted(tmp_path.glob("pictures/*/*.png"))]
+    rows = [f"{file},{file.parent.name},{at % 3 + 1},{at % 2}" for at, file in enumerate(files)]
+    (tmp_path / "table.csv").write_text("\n".join(["file,what,site,is_night", *rows]) + "\n")
+    return open_source("table", tmp_path, path="table.csv", file_column="file", kind="single", label_column="what")
+
+
+@pytest.mark.parametrize("kind", ["stratified", "grouped"])
+def test_a_config_holds_out_values_of_columns(tmp_path, kind):
+    source = sites(tmp_path)
+    settings = {**make_config(tmp_path)["split"], "kind": kind, "groups": "site" if kind == "grouped" else None}
+    settings |= {"strata": ("label", "site"), "test_fraction": 0.34, "val_fraction": 0.33}
+    split = make_split(source, 0, **settings, held_out={"is_night": ("1",)})
+    whole = make_split(source, 0, **settings)
+    is_night = source.columns["is_night"] == "1"
+    assert len(split.test) > 0
+    assert is_night[split.test].all()
+    assert not is_night[np.concatenate([split.train, split.val])].any()
+    assert {*split.test.tolist()} <= {*whole.test.tolist()}
+    if kind == "stratified":
+        either = make_split(source, 0, **settings, held_out={"is_night": ("1",), "site": ("2", "3")}, train_limit=5)
+        by_day = either.test[~is_night[either.test]]
+        assert {*source.columns["site"][by_day].tolist()} == {"2", "3"}
+        assert len(either.train) == 5
+        assert {*source.columns["site"][either.train].tolist()} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ({"size": ("1",)}, r"has no column 'size' \(did you mean 'site'\?\)"),
+        ({"site": ("1", "4")}, "no example has the 'site' '4'; known: 1, 2, 3"),
+        ({"site": (1,)}, "no example has the 'site' 1"),
+    ],
+)
+def test_what_cannot_be_held_out_is_named(tmp_path, held_out, message):
+    with pytest.raises(ValueError, match=message):
+        make_split(sites(tmp_path), 0, **make_config(tmp_path)["split"], held_out=held_out)

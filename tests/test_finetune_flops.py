@@ -82,7 +82,7 @@ def test_flops_are_counted_for_cpus_wherever_a_run_runs(monkeypatch):
         raise RuntimeError(f"Unknown backend {backend}")
 
     monkeypatch.setattr(jax, "local_devices", no_cpu)
-    with pytest.raises(RuntimeError, match="FLOPs are counted of a program for CPUs, .* set JAX_PLATFORMS=.*,cpu"):
+    with pytest.raises(ValueError, match="FLOPs are counted of a program for CPUs, .* set JAX_PLATFORMS=.*,cpu"):
         lower(run, x)
 
 

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from tests.small_runs import make_config, metrics_of, remembering, write_model, write_pictures
 from tljax import rundir
 from tljax.data.splits import load_split
+from tljax.finetune.costs import stage_flops
 from tljax.tasks import caching, finetune
 from tljax.tasks.caching import settle_caches
 from tljax.tasks.inputs import make_split, open_inputs
@@ -136,3 +137,19 @@ def test_speeds_are_of_this_machine(tmp_path):
     assert speeds.flops_per_s > 1e6
     assert speeds.disk_bytes_per_s > 1e3
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_notes_the_flops_of_all_its_steps(root, tmp_path):
+    config = make_config(root, groups={"freeze": 0}, finetune={"epochs": 2})
+    inputs = open_inputs(config)
+    whole = finetune.run(config, tmp_path / "whole")["train_tflops"]
+    by_stage = stage_flops(inputs.pretrained.net, 1, inputs.pretrained.preprocess.shape)
+    # The backward pass is two forward passes, but that of the first stage, where images have no gradient, one.
+    an_image = 3 * sum(by_stage.values()) - by_stage["embed"]
+    # Matrices are so small here that a fifth of one count, after XLA has optimised, is of all else.
+    assert whole == pytest.approx(2 * 32 * an_image / 1e12, rel=0.25)
+    phases = [{"groups": {"freeze": "head"}, "cache": "always", "epochs": 5}, {"groups": {"freeze": 0}}]
+    config = make_config(root, phases=phases, finetune={"epochs": 2}, prefix=STORED["prefix"])
+    both = finetune.run(config, tmp_path / "both")["train_tflops"]
+    # A head on a stored prefix: its product, that of the gradient, and the optimizer.
+    assert whole < both < 1.02 * whole

@@ -23,7 +23,7 @@ from tests.test_tasks_predict import read, scores_of
 from tljax import plain, rundir
 from tljax.cli import main
 from tljax.metrics import bootstrap_intervals, classification_metrics
-from tljax.tasks import finetune, stablehlo
+from tljax.tasks import card_limits, finetune, stablehlo
 from tljax.tasks.card import gather, hub_header, write_card
 from tljax.tasks.finished import open_finished
 from tljax.tasks.restore import restore
@@ -271,6 +271,13 @@ def test_the_card_says_what_the_records_say(root):
     # Where the run was made is nobody's business.
     assert str(root) not in card
     assert "\n\n\n" not in card
+
+
+def test_a_card_says_what_was_held_out():
+    split = {"kind": "stratified", "held_out": {"site": ["3", "4"], "is_night": [True]}}
+    first, *_ = card_limits._of_the_split({"config": {"split": split}, "facts": None})
+    assert first.startswith("It was tested on images with site 3, 4 and is_night True alone")
+    assert len([*card_limits._of_the_split({"config": {"split": {"kind": "stratified"}}, "facts": None})]) == 1
 
 
 def test_what_was_not_recorded_is_said_to_be_missing(root, tmp_path):

@@ -40,13 +40,13 @@ def on_cpu() -> Iterator[None]:
     Of programs for CPUs alone XLA counts the FLOPs before it compiles them; for GPUs it hides what it gives to cuDNN.
 
     Raises:
-        RuntimeError: JAX was told to leave CPUs out.
+        ValueError: JAX was told to leave CPUs out.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         config: Any = jax.config
-        raise RuntimeError(
+        raise ValueError(
             "FLOPs are counted of a program for CPUs, which JAX leaves out here; set "
             f"JAX_PLATFORMS={config.jax_platforms},cpu, or leave it unset"
         ) from error

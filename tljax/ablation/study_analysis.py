@@ -17,7 +17,11 @@ from tljax.ablation.stats import METRICS
 from tljax.ablation.study import Run, Study
 
 # Numbers in `done.json` that are costs, with their names and what they are divided by; those named after FLOPs are too.
-COSTS = {"seconds": ("time (s)", 1.0), "num_trained": ("params trained (million)", 1e6)}
+COSTS = {
+    "seconds": ("time (s)", 1.0),
+    "num_trained": ("params trained (million)", 1e6),
+    "train_tflops": ("training (TFLOPs)", 1.0),
+}
 # Between 0 and 1.
 SHARES = {
     *METRICS, "mean_average_precision", "micro_f1", "subset_accuracy", "weighted_subset_accuracy", "cka",
@@ -129,7 +133,7 @@ def _summaries(study: Study, validation: Validation) -> list[CellSummary]:
 def costs_of(study: Study) -> dict[str, tuple[str, float]]:
     """Return the costs that runs may have, as `COSTS` does."""
     names = dict.fromkeys(name for run in study.finished for name in run.record.done or {})
-    return {**COSTS, **{name: (name.replace("_", " "), 1.0) for name in names if "flops" in name}}
+    return {**COSTS, **{name: (name.replace("_", " "), 1.0) for name in names if "flops" in name and name not in COSTS}}
 
 
 def _over_seeds(results: Mapping[Cell, Mapping[Seed, float]], cell: Cell, name: str) -> Summary | None:

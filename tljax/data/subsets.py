@@ -1,9 +1,20 @@
-"""Fewer training examples of a split, those of fewer among those of more."""
+"""Some of the examples of a split: a kind held out, or fewer to train on, those of fewer among those of more."""
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 from tljax.data.splits import Split, hashed_seed
+
+
+def hold_out(split: Split, is_held_out: Bool[np.ndarray, " n"]) -> Split:
+    """Keep what is held out in the test part alone, and all else in the other two; the rest goes nowhere.
+
+    Args:
+        split: of a source.
+        is_held_out: of each example of the source.
+    """
+    train, val = (part[~is_held_out[part]] for part in (split.train, split.val))
+    return Split(train=train, val=val, test=split.test[is_held_out[split.test]])
 
 
 def limit_train(split: Split, strata: Shaped[np.ndarray, " n"], seed: int, limit: int) -> Split:

@@ -67,7 +67,7 @@ def lower(run: Any, *shapes: Any) -> Any:
     """Trace and lower a function, so that XLA can count its FLOPs.
 
     Raises:
-        RuntimeError: JAX was told to leave CPUs out.
+        ValueError: JAX was told to leave CPUs out.
     """
     with on_cpu():
         return jax.jit(run).lower(*shapes)

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,6 +200,20 @@ def estimate(from_images: Plan, stored: Plan, split: Split, speeds: Speeds, *, i
         images_s=shown * seconds_an_image,
         stored_s=computed * seconds_an_image + transfer_s,
     )
+
+
+def train_tflops(plans: Sequence[Plan]) -> dict[str, float]:
+    """Return {"train_tflops": those of all steps of a run}, from where they begin: without a stored prefix.
+
+    Nothing where JAX was told to leave CPUs out, as it is for them that they are counted.
+    """
+    # Its flags are attributes that JAX makes when it is imported.
+    config: Any = jax.config
+    platforms = config.jax_platforms
+    if platforms and "cpu" not in platforms.split(","):
+        return {}
+    flops = sum(step_flops(plan)[0] * plan.num_steps * plan.recipe.batch_size for plan in plans)
+    return {"train_tflops": flops / 1e12}
 
 
 def prefix_bytes(plan: Plan) -> int:

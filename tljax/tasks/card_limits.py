@@ -47,6 +47,9 @@ def _test_counts(found: Mapping[str, Any]) -> list[int]:
 
 def _of_the_split(found: Mapping[str, Any]) -> Iterator[str]:
     split = found["config"]["split"]
+    if split.get("held_out"):
+        kinds = " and ".join(f"{name} {', '.join(map(str, values))}" for name, values in split["held_out"].items())
+        yield f"It was tested on images with {kinds} alone, and trained and calibrated on none of these."
     if split["kind"] == "grouped":
         yield f"Images with one {split['groups']!r} are in one part of the split; nothing else was kept together."
     else:

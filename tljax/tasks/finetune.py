@@ -16,7 +16,7 @@ from tljax.finetune.groups import format_partition
 from tljax.finetune.loop import fit, load_best
 from tljax.finetune.phases import Phase
 from tljax.finetune.state import TrainState
-from tljax.tasks.caching import CACHES, settle_caches
+from tljax.tasks.caching import CACHES, settle_caches, train_tflops
 from tljax.tasks.calibrating import calibrate
 from tljax.tasks.drifting import measure_drift
 from tljax.tasks.evaluation import as_probabilities, check_choice, check_evaluation, evaluate, main_metric
@@ -84,7 +84,11 @@ def work(config: Mapping[str, Any], workdir: Path, inputs: Inputs) -> dict[str, 
         raise RuntimeError(f"the pretrained params moved: hash {before} before, {after} after; please report this")
     result = result_of(state)
     scores = score_images(plan, result, feed, (split.val, split.test))
-    return processes.on_first(lambda: conclude(workdir, plan, feed, split, result, int(state.step), scores))
+
+    def finish() -> dict[str, float]:
+        return conclude(workdir, plan, feed, split, result, int(state.step), scores, train_tflops(plans))
+
+    return processes.on_first(finish)
 
 
 def note_plan(
@@ -104,9 +108,20 @@ def note_plan(
 
 def conclude(
     workdir: Path, plan: Plan, feed: Feed, split: Split, result: Result, step: int,
-    scores: list[tuple[np.ndarray, np.ndarray]],
+    scores: list[tuple[np.ndarray, np.ndarray]], flops: Mapping[str, float],
 ) -> dict[str, float]:  # fmt: skip
-    """Write what the run ended with, given the scores of validation and test images; return its metrics."""
+    """Write what the run ended with, given the scores of validation and test images; return its metrics.
+
+    Args:
+        workdir: of the run.
+        plan: of its last phase.
+        feed: of that phase.
+        split: of the run.
+        result: what it keeps.
+        step: that this is of.
+        scores: see `training.score_images`, of the validation and the test part.
+        flops: see `caching.train_tflops`.
+    """
     source = plan.inputs.source
     save_tuned(workdir, plan, result)
     (of_val, of_test) = scores
@@ -125,7 +140,7 @@ def conclude(
     rundir.write_json(workdir / "evaluations.json", [record])
     reused = {} if feed.store is None else {"share_reused": feed.store.share_reused}
     num_trained = float(sum(value.size for value in result.trained.values()))
-    return {**record["metrics"], "num_trained": num_trained, **reused, **moved}
+    return {**record["metrics"], "num_trained": num_trained, **flops, **reused, **moved}
 
 
 def _train(config: Mapping[str, Any], phases: list[Phase], plan: Plan, workdir: Path) -> tuple[TrainState, int]:

@@ -13,25 +13,15 @@ import numpy as np
 
 from tljax.data.label_split import label_split
 from tljax.data.sources import SOURCES, Source, has_labels, source_opener
-from tljax.data.splits import (
-    Fold,
-    Split,
-    combine_strata,
-    grouped_split,
-    hashed_seed,
-    k_folds,
-    load_split,
-    stratified_split,
-)
-from tljax.data.subsets import limit_train
-from tljax.paths import did_you_mean
+from tljax.data.splits import Fold, Split, grouped_split, hashed_seed, k_folds, load_split, stratified_split
+from tljax.data.strata import has_values, split_columns, strata_and_groups
+from tljax.data.subsets import hold_out, limit_train
 from tljax.plain import fingerprint
 from tljax.tasks.sections import call
 from tljax.weights import Pretrained, load
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("stratified", "grouped")
 # In the run directory.
 SPLIT = "split.npz"
 CLASSES = "classes.json"
@@ -115,6 +105,7 @@ def make_split(
     strata: tuple[str, ...] = ("label",),
     groups: str | None = None,
     seed: int | None = None,
+    held_out: Mapping[str, Sequence[Any]] | None = None,
     train_limit: int | None = None,
 ) -> Split:
     """Divide a source into train, validation and test.
@@ -132,23 +123,28 @@ def make_split(
             split takes for a label the whole set of them.
         groups: column of the source with what must stay whole; needed by "grouped".
         seed: of the split, for runs that differ in `config.seed` and share it; None takes that of the run.
+        held_out: {column: values}. Examples that have one of the values are tested on, the others trained and validated
+            on; those in another part go nowhere. None tests on what is like the training examples.
         train_limit: keep so many of the training examples, in the proportions of their classes; those of a smaller
             limit are among those of a larger one. Validation and test stay as they are. None keeps all.
 
     Raises:
-        ValueError: an unknown kind or column, a grouped split without groups, or fewer training examples than wanted.
+        ValueError: an unknown kind, column or value, a grouped split without groups, or fewer training examples than
+            wanted.
     """
-    columns = _split_columns(source, strata, groups)
+    columns = split_columns(source, (*strata, *([groups] if groups else []), *(held_out or ())))
     split_seed = _split_seed(run_seed, seed, repeat)
     if kind == "stratified" and source.is_multi_label and "label" in strata:
         others = [columns[name][:, None] == np.unique(columns[name]) for name in strata if name != "label"]
         split = label_split(np.hstack([has_labels(source), *others]), split_seed, test_fraction, val_fraction)
     else:
-        table, membership = _strata_and_groups(columns, kind, strata, groups)
+        table, membership = strata_and_groups(columns, kind, strata, groups)
         if membership is None:
             split = stratified_split(table, split_seed, test_fraction, val_fraction)
         else:
             split = grouped_split(membership, table, split_seed, test_fraction, val_fraction)
+    if held_out:
+        split = hold_out(split, has_values(columns, held_out))
     return split if train_limit is None else limit_train(split, columns["label"], split_seed, train_limit)
 
 
@@ -165,6 +161,7 @@ def make_folds(
     strata: tuple[str, ...] = ("label",),
     groups: str | None = None,
     seed: int | None = None,
+    held_out: Mapping[str, Sequence[Any]] | None = None,
     train_limit: int | None = None,
 ) -> list[Fold]:
     """Deal images into folds as `make_split` divides them: by the same strata, and the same groups kept whole.
@@ -181,54 +178,21 @@ def make_folds(
         strata: as for `make_split`.
         groups: as for `make_split`.
         seed: as for `make_split`.
-        train_limit: of the split; `indices` are what it has left.
+        held_out: of the split; `indices` are what it has left.
+        train_limit: likewise.
 
     Raises:
         ValueError: as `make_split` and `k_folds`.
     """
-    del test_fraction, val_fraction, train_limit
-    table, membership = _strata_and_groups(_split_columns(source, strata, groups), kind, strata, groups)
+    del test_fraction, val_fraction, held_out, train_limit
+    columns = split_columns(source, (*strata, *([groups] if groups else [])))
+    table, membership = strata_and_groups(columns, kind, strata, groups)
     of_groups = None if membership is None else membership[indices]
     return k_folds(indices, table[indices], num_folds, _split_seed(run_seed, seed, repeat), groups=of_groups)
 
 
 def _split_seed(run_seed: int, seed: int | None, repeat: int) -> int:
     return hashed_seed(run_seed if seed is None else seed, f"repeat {repeat}")
-
-
-def _strata_and_groups(
-    columns: Mapping[str, np.ndarray], kind: str, strata: Sequence[str], groups: str | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the stratum of each image, and for a grouped split its group."""
-    if kind == "stratified":
-        return combine_strata(*(columns[name] for name in strata)), None
-    if kind != "grouped":
-        raise ValueError(f"no split kind {kind!r}{did_you_mean(kind, SPLITS)}; kinds are {', '.join(SPLITS)}")
-    if groups is None:
-        raise ValueError("a grouped split needs config.split.groups, the column with what must stay whole")
-    constant = [name for name in strata if _is_constant_within(columns[name], columns[groups])]
-    nothing = np.zeros(len(columns[groups]), np.int64)
-    return combine_strata(*(columns[name] for name in constant)) if constant else nothing, columns[groups]
-
-
-def _label_sets(source: Source) -> np.ndarray:
-    return np.unique(has_labels(source), axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def _split_columns(source: Source, strata: Sequence[str], groups: str | None) -> dict[str, np.ndarray]:
-    """Return what a split may go by, or refuse what it cannot."""
-    columns = {**source.columns, "label": _label_sets(source) if source.is_multi_label else source.labels}
-    unknown = [name for name in (*strata, *([groups] if groups else [])) if name not in columns]
-    if unknown:
-        raise ValueError(
-            f"source {source.name!r} has no column {unknown[0]!r}{did_you_mean(unknown[0], columns)}; "
-            f"it has {', '.join(sorted(columns))}"
-        )
-    return columns
-
-
-def _is_constant_within(values: np.ndarray, groups: np.ndarray) -> bool:
-    return len(np.unique(combine_strata(values, groups))) == len(np.unique(groups))
 
 
 def open_split(config: Mapping[str, Any], source: Source, workdir: Path) -> Split:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tljax import rundir
 from tljax.ablation.runs import DONE, FAILED, Outcome
 from tljax.tasks import finetune
+from tljax.tasks.caching import train_tflops
 from tljax.tasks.execution import execution_of
 from tljax.tasks.feed import Feed
 from tljax.tasks.inputs import Inputs
@@ -81,12 +82,14 @@ def _conclude(members: Sequence[Member], trained: Trained, program: Program, fee
     of_val, of_test = (
         program.score_results(every, [getattr(member.split, part) for member in members]) for part in ("val", "test")
     )
+    # As many of each: they have the same shapes and the same number of steps.
+    flops = train_tflops([members[0].plan])
     for place, result in trained.results.items():
         member, step = members[place], trained.steps[place]
         done = member.workdir / rundir.DONE
         plan, split = member.plan, member.split
         scores = [(split.val, of_val[place]), (split.test, of_test[place])]
-        found = finetune.conclude(member.workdir, plan, feed, split, result, step, scores)
+        found = finetune.conclude(member.workdir, plan, feed, split, result, step, scores, flops)
         # Of the time of all, a share each.
         seconds = (time.monotonic() - began) / len(members)
         rundir.write_json(done, {"seconds": seconds, **found})
