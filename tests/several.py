@@ -137,8 +137,9 @@ def free_port() -> int:
 
 def main(address: str, num_processes: str, process_id: str, job: str, *arguments: str) -> None:
     from tljax import processes
+    from tljax.process_groups import Group
 
-    processes.join(processes.Group(coordinator=address, num_processes=int(num_processes), process_id=int(process_id)))
+    processes.join(Group(coordinator=address, num_processes=int(num_processes), process_id=int(process_id)))
     module, name = job.split(":")
     getattr(importlib.import_module(module), name)(*arguments)
 

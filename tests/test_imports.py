@@ -18,6 +18,7 @@ LAYERS = (
     ("models", "resizing", "preprocess", "devices"),
     ("rundir", "preemption"),
     ("processes", "environment"),
+    ("process_groups",),
     ("arguments", "paths", "plain"),
 )
 HEIGHT = {name: -position for position, layer in enumerate(LAYERS) for name in layer}

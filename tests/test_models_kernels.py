@@ -342,7 +342,8 @@ def test_kernels_of_many_runs_are_those_of_each():
     x, scale = normal(0, (3, 10, 24)), 1 + normal(1, (3, 24), scale=0.3)
 
     def loss(x, scale):
-        x, y = skip_and_norm(x, scale, 0.1 * scale, EPSILON)
+        apply: Any = skip_and_norm
+        x, y = apply(x, scale, 0.1 * scale, EPSILON)
         return jnp.sum(jnp.sin(x + bias_gelu(y, scale)))
 
     derivative = jax.grad(loss, argnums=(0, 1))

@@ -11,7 +11,7 @@ import pytest
 from tests.same_numbers import assert_same_numbers, train_on_mesh
 from tests.several import start_cli, start_job
 from tests.small_runs import make_config, metrics_of, write_model, write_pictures
-from tljax import processes
+from tljax import process_groups, processes
 from tljax.cli import main
 
 
@@ -200,7 +200,7 @@ def test_a_task_for_one_process_says_so(root, tmp_path):
     ],
 )
 def test_processes_are_found_as_clusters_start_them(environment, count):
-    assert processes.found_processes(environment) == count
+    assert process_groups.found_processes(environment) == count
 
 
 def test_flags_that_name_no_group_are_refused(root, tmp_path, capsys):

@@ -14,6 +14,7 @@ from jax.errors import JaxRuntimeError
 
 from tljax import preemption, processes
 from tljax.arguments import make_flags, parse_config
+from tljax.process_groups import Group
 
 USAGE = """tljax: transfer learning for vision
 
@@ -109,7 +110,7 @@ def _show(result: dict[str, float], workdir: str | None) -> None:
         print(f"report: {report}")
 
 
-def _group(options: flags.FlagValues) -> processes.Group | None:
+def _group(options: flags.FlagValues) -> Group | None:
     """Return the processes that the flags name; None where they name none."""
     names = ("coordinator", "num_processes", "process_id")
     given: dict[str, Any] = {name: options[name].value for name in names if options[name].value is not None}
@@ -118,7 +119,7 @@ def _group(options: flags.FlagValues) -> processes.Group | None:
         return None
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing: the flags {', '.join(names)} go together")
-    return processes.Group(**given)
+    return Group(**given)
 
 
 def _run_command(run: Callable[[list[str]], int], arguments: list[str], *, asks_for_help: bool) -> int:

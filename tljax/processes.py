@@ -13,8 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tljax import plain
+from tljax.process_groups import Group, found_processes
 
 # Exit status of a process that has been interrupted and has lost nothing: run the same command again.
 # One that no shell, SLURM or Python gives by itself.
@@ -41,45 +41,6 @@ log = logging.getLogger(__name__)
 
 class Preempted(Exception):  # noqa: N818 (no error: nothing is lost)
     """The run was told to end, and has saved what it had: run it again, and it goes on from there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Which processes belong together, where no cluster says so.
-
-    Args:
-        coordinator: "HOST:PORT" of process 0, which listens there.
-        num_processes: how many there are.
-        process_id: which of them this one is, from 0.
-
-    Raises:
-        ValueError: a number or the address cannot be.
-    """
-
-    coordinator: str
-    num_processes: int
-    process_id: int
-
-    def __post_init__(self) -> None:
-        """Refuse what JAX would wait for in vain."""
-        if not self.coordinator.rpartition(":")[2].isdigit() or ":" not in self.coordinator:
-            raise ValueError(f"the coordinator is {self.coordinator!r}, wanted HOST:PORT of process 0")
-        if not 0 <= self.process_id < self.num_processes:
-            raise ValueError(
-                f"process_id is {self.process_id} of {self.num_processes} processes; wanted 0 to num_processes - 1"
-            )
-
-
-def found_processes(environment: Mapping[str, str]) -> int:
-    """Return how many processes SLURM, Open MPI or a TPU pod has started together with this one; 1 where none has."""
-    # The names that JAX's own detection reads.
-    if {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS"} <= environment.keys():
-        return int(environment["SLURM_NTASKS"])
-    if "OMPI_MCA_orte_hnp_uri" in environment:
-        return int(environment["OMPI_COMM_WORLD_SIZE"])
-    if environment.get("TPU_WORKER_HOSTNAMES"):
-        return len(environment["TPU_WORKER_HOSTNAMES"].split(","))
-    return 1
 
 
 def join(group: Group | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A convolution that halves a map of few channels, as one of a quarter of the positions with four times the channels.
+"""Convolutions of images, which have few channels, as products of larger matrices.
 
 GPUs multiply matrices of 16 channels as fast as of 3, which they would fill up to 8 for each position.
 """
@@ -6,6 +6,17 @@ GPUs multiply matrices of 16 channels as fast as of 3, which they would fill up 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+def project_patches(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "p p c d"], grid: tuple[int, int]
+) -> Float[Array, "b n d"]:
+    """Convolve with a stride as large as the kernel; of pixels behind the last whole patch nothing is seen."""
+    (rows, columns), size = grid, kernel.shape[0]
+    x = x[:, : rows * size, : columns * size].reshape(x.shape[0], rows, size, columns, size, x.shape[3])
+    # b rows y columns x c -> b (rows columns) (y x c)
+    patches = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def halve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"]) -> Float[Array, "b y x d"]:

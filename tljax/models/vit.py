@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tljax.models.folded import project_patches
 from tljax.models.net import HEAD, NORM
 from tljax.models.normalisation import LayerNorm
 from tljax.models.transformer import (
@@ -229,7 +230,8 @@ class Embed(nnx.Module):
                 f"images are {x.dtype} of shape {x.shape}, wanted floats of shape {('b', *config.image_shape)}; "
                 "`Preprocess` resizes and crops an image, and `Preprocess.normalise` turns bytes into floats"
             )
-        tokens = self._project(x)
+        tokens = project_patches(x, self.patch.kernel[...], config.grid)
+        tokens = tokens if self.patch.bias is None else tokens + self.patch.bias[...][None, None]
         prefix = [self.cls_token[...]] if config.has_class_token else []
         if config.has_distillation_token:
             prefix.append(self.distillation_token[...])
@@ -245,13 +247,3 @@ class Embed(nnx.Module):
             tokens = jnp.concatenate([tokens[:, :first], patches], axis=1)
         tokens = prepend(free, tokens)
         return self.norm(tokens) if config.has_embed_norm else tokens
-
-    def _project(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        """Project patches, as the convolution would: GPUs have no fast one for three channels."""
-        (rows, columns), size = self.config.grid, self.config.patch_size
-        x = x[:, : rows * size, : columns * size].reshape(x.shape[0], rows, size, columns, size, x.shape[3])
-        # b rows y columns x c -> b (rows columns) (y x c)
-        patches = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
-        kernel, bias = self.patch.kernel[...], self.patch.bias
-        tokens = patches @ kernel.reshape(-1, kernel.shape[-1])
-        return tokens if bias is None else tokens + bias[...][None, None]
