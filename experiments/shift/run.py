@@ -2,8 +2,9 @@
 
     python experiments/shift/run.py
 
-Runs the sweep, then walks from each linear probe to the run of its seed that was fine-tuned from there (WiSE-FT): to the
-share of the second that is best on validation images, and to 1/2. Give the same command again after whatever has ended it.
+Runs the sweep, then walks from each linear probe to the run of its seed that was fine-tuned from there (WiSE-FT), to
+the share of the second that is best on validation images, and to 1/2. Give the same command again after whatever has
+ended it.
 """
 
 import argparse
