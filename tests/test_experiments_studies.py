@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "experiments").glob("*/sweep.py"))
 
 
 def test_there_are_studies():
-    assert len(FILES) >= 3
+    assert len(FILES) >= 4
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
@@ -22,7 +22,7 @@ def test_a_shipped_study_can_be_planned(file, tmp_path):
     assert study.slug == file.parent.name
     assert len(planned.runs) == len(planned.cells) * len(study.seeds)
     readme = (file.parent / "README.md").read_text()
-    assert f"tljax sweep experiments/{file.parent.name}/sweep.py\n" in readme
+    assert f"tljax sweep experiments/{file.parent.name}/sweep.py --max_parallel=2\n" in readme
     numbers = re.findall(r"the (\d+) runs have not been run", readme)
     assert numbers in ([], [str(len(planned.runs))])
     # Stages are named as in the network, and nothing is stored where nothing is frozen.
