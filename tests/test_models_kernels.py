@@ -328,8 +328,8 @@ def test_the_batch_norm_kernels_give_the_numbers_of_xla(monkeypatch, shape, has_
         y, pullback = jax.vjp(lambda *given: function(*given)[0], *arguments)
         return y, *function(*arguments)[1:], *pullback(normal(9, y.shape, y.dtype))
 
-    got = run(lambda x, scale, bias: batch_norm(x, scale, bias, near, EPSILON, has_relu))  # pyright: ignore[reportCallIssue]
-    wanted = run(lambda *given: plain_batch_norm(*given, has_relu))
+    got = run(lambda x, scale, bias: batch_norm(x, scale, bias, near, EPSILON, has_relu))
+    wanted = run(lambda x, scale, bias: plain_batch_norm(x, scale, bias, has_relu))
     for index, (one, other) in enumerate(zip(got, wanted, strict=True)):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         one, other = (np.asarray(array, np.float64) for array in (one, other))
