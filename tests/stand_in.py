@@ -66,6 +66,8 @@ def _note(path: Path, line: str) -> None:
 
 
 def _end(*_: object) -> None:
+    # Once: a second signal would cut off what is noted at the end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(85)
 
 

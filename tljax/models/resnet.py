@@ -6,6 +6,7 @@ Version 1.5 halves the map in the 3x3 convolution of a bottleneck, where the pap
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -114,7 +115,7 @@ class Stem(nnx.Module):
         self.norm = _norm(config, config.stem_width, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], *, is_training: bool, kernels: Kernels) -> Float[Array, "b y x k"]:
-        x = halve(x, self.conv.kernel[...]) if stem_way(kernels) == FOLDED else self.conv(x)
+        x = halve(x, jnp.asarray(self.conv.kernel[...])) if stem_way(kernels) == FOLDED else self.conv(x)
         return max_pool(self.norm(x, not is_training, has_relu=True, kernels=kernels), 3, 2, 1)
 
 

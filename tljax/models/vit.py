@@ -230,7 +230,7 @@ class Embed(nnx.Module):
                 f"images are {x.dtype} of shape {x.shape}, wanted floats of shape {('b', *config.image_shape)}; "
                 "`Preprocess` resizes and crops an image, and `Preprocess.normalise` turns bytes into floats"
             )
-        tokens = project_patches(x, self.patch.kernel[...], config.grid)
+        tokens = project_patches(x, jnp.asarray(self.patch.kernel[...]), config.grid)
         tokens = tokens if self.patch.bias is None else tokens + self.patch.bias[...][None, None]
         prefix = [self.cls_token[...]] if config.has_class_token else []
         if config.has_distillation_token:
