@@ -3,13 +3,15 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from tests.same_numbers import assert_same_numbers, train_on_mesh
-from tests.several import start_cli, start_job
+from tests.several import free_port, start_cli, start_job
 from tests.small_runs import make_config, metrics_of, write_model, write_pictures
 from tljax import process_groups, processes
 from tljax.cli import main
@@ -179,6 +181,25 @@ def test_a_full_disk_of_one_process_ends_both_and_is_named(root, tmp_path):
     assert processes.FAILED in [process.status for process in ended], ended
     assert all(process.status for process in ended)
     assert any("cannot save a checkpoint" in process.output for process in ended), ended
+
+
+_ENDS = """
+import atexit, sys, threading
+import jax
+from tljax import processes
+from tljax.process_groups import Group
+# Called after what `join` has left for the end.
+atexit.register(lambda: print([thread.name for thread in threading.enumerate() if thread.name.startswith("tljax")]))
+processes.join(Group(coordinator=sys.argv[1], num_processes=1, process_id=0))
+print([thread.name for thread in threading.enumerate() if thread.name.startswith("tljax")])
+"""
+
+
+def test_nothing_watches_when_python_goes():
+    """A thread that came back from JAX's runtime then would abort a process that has finished."""
+    command = [sys.executable, "-c", _ENDS, f"127.0.0.1:{free_port()}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")) == (0, ["['tljax watches the other processes']", "[]", ""]), done
 
 
 def test_a_task_for_one_process_says_so(root, tmp_path):

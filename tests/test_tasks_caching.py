@@ -1,6 +1,7 @@
 """The stored prefix: the same run as from images, with a bank of changed views, and by choice of what costs less."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,13 @@ def test_speeds_are_of_this_machine(tmp_path):
     assert speeds.flops_per_s > 1e6
     assert speeds.disk_bytes_per_s > 1e3
     assert not list(tmp_path.iterdir())
+
+
+def test_no_flops_are_noted_where_there_is_no_cpu_to_count_for(monkeypatch):
+    assert caching.train_tflops([]) == {"train_tflops": 0.0}
+    for platforms, found in (("cuda,cpu", {"train_tflops": 0.0}), ("cuda", {})):
+        monkeypatch.setattr(caching.jax, "config", SimpleNamespace(jax_platforms=platforms))
+        assert caching.train_tflops([]) == found
 
 
 def test_a_run_notes_the_flops_of_all_its_steps(root, tmp_path):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tljax.models.kernels import CUDNN, XLA, Kernels, attention_way
+from tljax.models.kernels import CUDNN, Kernels, attention_way
 
 # cuDNN refuses 197 tokens; 208 cost 4 % more time than 200 on an H100.
 MULTIPLE = 8
@@ -37,12 +37,9 @@ def attend(
         num_tokens: how many there are without those that they are filled up with, which nobody reads, and which read
             zeros; tokens attend to themselves then. None where there are no others.
     """
-    implementation: Any = CUDNN if way == CUDNN else XLA
     # Its annotations have two names and no string.
     attention: Any = jax.nn.dot_product_attention
     if num_tokens is None or num_tokens == query.shape[1]:
-        return attention(query, key, value, implementation=implementation)
+        return attention(query, key, value, implementation=way)
     lengths = jnp.full((query.shape[0],), num_tokens, jnp.int32)
-    return attention(
-        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
-    )
+    return attention(query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=way)

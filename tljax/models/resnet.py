@@ -18,7 +18,6 @@ from tljax.models.normalisation import BatchNorm
 from tljax.models.pooling import max_pool, pool
 
 STEM = "stem"
-# Of the max-pool, the same on both sides, as torch pads. flax takes it; its annotation knows names only.
 # A bottleneck's output is this many times as wide as its 3x3 convolution before groups and widening.
 EXPANSION = 4
 
