@@ -11,8 +11,8 @@ TRAIN_LIMIT = 200
 EPOCHS = 3
 # The first stage that is trained; "embed" freezes nothing. Left out: the other six blocks.
 BOUNDARIES = ("head", "block_11", "block_10", "block_08", "block_06", "block_03", "embed")
-# Fewer than six cannot give p < 0.05 in a test of paired signs.
-SEEDS = (0, 1, 2, 3, 4, 5)
+# Eight can give p = 0.008 in a test of paired signs, which is below 0.05 after Holm in a family of six.
+SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
 def get_config() -> dict:

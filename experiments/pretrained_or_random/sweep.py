@@ -12,8 +12,8 @@ TRAIN_LIMIT = 200
 EPOCHS = 5
 # {first stage that is trained: whether the stages before it are computed once and stored}; "embed" trains all.
 CACHES = {"block_10": "always", "embed": "never"}
-# Fewer than six cannot give p < 0.05 in a test of paired signs.
-SEEDS = (0, 1, 2, 3, 4, 5)
+# Eight can give p = 0.008 in a test of paired signs, which is below 0.05 after Holm in a family of six.
+SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
 def get_config() -> dict:

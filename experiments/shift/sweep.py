@@ -14,8 +14,8 @@ HEAD_EPOCHS = 2
 FREEZE = "block_08"
 # {type of the cells that are trained and validated on: type of those that are tested on}.
 SHIFTS = {"mono": "poly", "poly": "mono"}
-# Fewer than six cannot give p < 0.05 in a test of paired signs.
-SEEDS = (0, 1, 2, 3, 4, 5)
+# Eight can give p = 0.008 in a test of paired signs, which is below 0.05 after Holm in a family of six.
+SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
 def get_config() -> dict:

@@ -12,8 +12,8 @@ IMAGE_SIZE = 84
 EPOCHS = {10: 160, 30: 54, 100: 16, 300: 6, None: 2}
 # A new head on features that stay as they are, or the last two blocks too.
 BOUNDARIES = ("head", "block_10")
-# Fewer than six cannot give p < 0.05 in a test of paired signs.
-SEEDS = (0, 1, 2, 3, 4, 5)
+# Eight can give p = 0.008 in a test of paired signs, which is below 0.05 after Holm in a family of six.
+SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
 def get_config() -> dict:
