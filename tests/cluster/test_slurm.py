@@ -15,8 +15,19 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.cluster.jobs import (
-    DEVICES, PATIENCE_S, ROOT, assert_same_bits, hold, in_training, job_of, processes_of, release, slurm, starts,
-    wait_for, watch_signals,
+    DEVICES,
+    PATIENCE_S,
+    ROOT,
+    assert_same_bits,
+    hold,
+    in_training,
+    job_of,
+    processes_of,
+    release,
+    slurm,
+    starts,
+    wait_for,
+    watch_signals,
 )  # fmt: skip
 from tests.small_runs import metrics_of
 from tljax import rundir

@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.jobs import (
-    PATIENCE_S, ROOT, assert_same_bits, hold, in_training, job_of, processes_of, release, slurm, wait_for,
-)  # fmt: skip
+    PATIENCE_S,
+    ROOT,
+    assert_same_bits,
+    hold,
+    in_training,
+    job_of,
+    processes_of,
+    release,
+    slurm,
+    wait_for,
+)
 from tests.small_runs import make_config, write_model
 from tljax import rundir
 from tljax.ablation.grid import Study
