@@ -149,11 +149,11 @@ def test_a_launcher_killed_before_it_hears_of_its_job_finds_it(tmp_path, cluster
 def followed(tmp_path, monkeypatch):
     """Returns a function that follows runs while the queue and their directories change as told, look by look.
 
-    It takes the names of the runs, and a list of (queue, files): the jobs of the queue by run, and files that appear
-    before it.
+    It takes the names of the runs, a list of (queue, files), the jobs of the queue by run and files that appear before
+    it, and a list for what is told of ends: (how many looks are left, run, state).
     """
 
-    def follow(names, looks, *, wait_min=1.0, retries=0):
+    def follow(names, looks, *, wait_min=1.0, retries=0, told=None):
         runs = [Run(task="finetune", config={}, workdir=tmp_path / name) for name in names]
         for index, run in enumerate(runs):
             run.folder.mkdir(parents=True)
@@ -175,7 +175,11 @@ def followed(tmp_path, monkeypatch):
         monkeypatch.setattr(slurm_follow, "read_queue_patiently", look)
         monkeypatch.setattr(slurm_follow, "sleep", lambda seconds: None)
         patience = slurm_follow.Patience(poll_s=1.0, wait_min=wait_min, retries=retries)
-        outcomes = slurm_follow.follow(runs, find, submit, patience)
+
+        def note(outcome):
+            told.append((len(left), Path(outcome.run.workdir).name, outcome.state))
+
+        outcomes = slurm_follow.follow(runs, find, submit, patience, None if told is None else note)
         assert not left, "it did not look so often"
         return outcomes, submitted
 
@@ -191,7 +195,7 @@ def ended(status, process=0):
 
 
 def test_runs_are_followed_to_their_ends(followed, caplog):
-    everything = {name: job() for name in "abcd"}
+    everything, told = {name: job() for name in "abcd"}, []
     with caplog.at_level("INFO"):
         outcomes, _ = followed(
             "abcd",
@@ -203,7 +207,10 @@ def test_runs_are_followed_to_their_ends(followed, caplog):
                 ({"c": job("COMPLETING")}, {"a/done.json": {"accuracy": 1.0}}),
                 ({}, {}), ({}, {}), ({}, {}),
             ],
+            told=told,
         )  # fmt: skip
+    # At once, and once.
+    assert told == [(3, "a", "done"), (3, "b", "failed"), (3, "d", "preempted"), (0, "c", "failed")]
     assert states(outcomes) == ["done", "failed", "failed", "preempted"]
     assert outcomes[0].results == {"accuracy": 1.0}
     assert outcomes[1].detail == "status 2"
@@ -223,8 +230,9 @@ def test_results_that_come_late_count(followed):
 def test_a_failed_run_is_submitted_again_on_request_only(followed):
     end = {"b/launch/ended.json": ended(2)}
     both = {"a": job(), "b": job()}
-    looks = [({"a": job()}, end), (both, {}), ({}, {**end, "a/done.json": {"accuracy": 1.0}})]
-    outcomes, submitted = followed("ab", looks, retries=1)
+    looks, told = [({"a": job()}, end), (both, {}), ({}, {**end, "a/done.json": {"accuracy": 1.0}})], []
+    outcomes, submitted = followed("ab", looks, retries=1, told=told)
+    assert told == [(0, "a", "done"), (0, "b", "failed")]
     assert states(outcomes) == ["done", "failed"]
     assert submitted == [["b"]]
 

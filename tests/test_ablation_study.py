@@ -2,6 +2,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tljax.ablation.choice import Validation, best, validation_value
 from tljax.ablation.run_records import CURVE_POINTS, read_run
 from tljax.ablation.study import read_study
 from tljax.ablation.study_analysis import analyse, groups_of, over_group
+from tljax.ablation.study_classes import compare_by, group_scores, recalls
 from tljax.ablation.study_report import write_study_report
 from tljax.tasks.studies import plan_runs, write_study
 
@@ -314,6 +316,8 @@ def test_a_study_that_names_its_runs_is_read_by_these_names(named, tmp_path):
     page = paths[0].read_text()
     assert page.count('href="../named/runs/') == 12 - 1 + 1
     assert "no such model" in page
+    # Nor is a run counted, or named as failed, for each of its places.
+    assert re.findall(r"<p>(\d+) runs?: Python", page) == ["6"]
     with pytest.raises(ValueError, match="names its runs; report it without other folders"):
         read_study([named, tmp_path / "store"])
     with pytest.raises(ValueError, match="is of task 'finetune', got --task=probe"):
@@ -355,3 +359,16 @@ def test_what_a_sweep_writes_is_what_the_report_reads(tmp_path):
         for rate in ("0.1", "0.2")
     }
     assert study.notes == []
+
+
+def test_shares_by_class_and_by_group_lie_between_0_and_1(tmp_path):
+    """The interval of three seeds near 1 reaches beyond."""
+    for depth, accuracies in {"embed": [0.99, 0.99, 0.9], "head": [0.05, 0.01, 0.03]}.items():
+        for seed, accuracy in enumerate(accuracies):
+            write_run(tmp_path / f"{depth}_{seed}", make_config({"groups.freeze": depth}, seed), accuracy)
+    study = read_study([tmp_path])
+    for scores, name in ((recalls, "recall"), (group_scores("accuracy"), "accuracy")):
+        rows = compare_by(study, (("embed",), ("head",)), scores, name)
+        assert [ours.high for _, ours, _, _ in rows] == [1.0] * len(rows)
+        assert [theirs.low for _, _, theirs, _ in rows] == [0.0] * len(rows)
+        assert len(rows) == (3 if name == "recall" else 2)

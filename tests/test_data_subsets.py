@@ -102,3 +102,18 @@ def test_a_config_holds_out_values_of_columns(tmp_path, kind):
 def test_what_cannot_be_held_out_is_named(tmp_path, held_out, message):
     with pytest.raises(ValueError, match=message):
         make_split(sites(tmp_path), 0, **make_config(tmp_path)["split"], held_out=held_out)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "changes", "message"),
+    [
+        ({"is_night": ("0", "1")}, {}, r"held_out=\{'is_night': \('0', '1'\)\} leaves no images to train on, of 80"),
+        # Not that there are too few for the limit.
+        ({"site": ("1", "2", "3")}, {"train_limit": 5}, "leaves no images to train on"),
+        ({"site": ("3",)}, {"test_fraction": 0.0}, "leaves no images to test on, of 80; .* raise test_fraction"),
+    ],
+)
+def test_holding_out_everything_or_nothing_says_what_was_held_out(tmp_path, held_out, changes, message):
+    settings = {**make_config(tmp_path)["split"], **changes, "held_out": held_out}
+    with pytest.raises(ValueError, match=message):
+        make_split(sites(tmp_path), 0, **settings)

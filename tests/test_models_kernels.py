@@ -363,6 +363,15 @@ def test_a_mean_that_is_large_beside_the_spread_costs_no_digits(way):
     np.testing.assert_allclose(norm.mean[...], 0.9 * 1001 + 0.1 * wide.mean(0), rtol=1e-6)
 
 
+def test_batch_norm_is_told_which_statistics_to_take():
+    norm = BatchNorm(4, epsilon=EPSILON, rngs=transformer.nnx.Rngs(0))
+    x = normal(0, (64, 4))
+    with pytest.raises(ValueError, match="wanted use_running_average=True for the running statistics, or False"):
+        norm(x)
+    assert not norm.mean[...].any()
+    np.testing.assert_allclose(norm(x, use_running_average=True), x, rtol=1e-6)
+
+
 def test_kernels_of_our_own_are_for_a_single_nvidia_gpu(monkeypatch):
     names = ("layer_norm", "bias_gelu", "batch_norm")
     found = {}

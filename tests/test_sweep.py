@@ -13,7 +13,9 @@ from tljax import cli, rundir
 from tljax.ablation import local_pool
 from tljax.ablation.grid import Study
 from tljax.ablation.local_pool import LocalPool
-from tljax.ablation.runs import Run
+from tljax.ablation.runs import Outcome, Run
+from tljax.ablation.slurm import Slurm
+from tljax.ablation.slurm_follow import LOST
 from tljax.tasks.studies import count_progress, plan_runs, progress_of, run_study
 from tljax.tasks.study_costs import count_runs, describe_costs
 from tljax.tasks.study_results import cells_table, write_results
@@ -141,6 +143,41 @@ def test_a_killed_run_is_no_failed_one(tmp_path, monkeypatch):
     outcomes = run_study(planned, tmp_path / "study", LocalPool(max_parallel=4))
     assert {outcome.detail for outcome in outcomes} == {"signal SIGKILL"}
     assert count_progress(planned)["failed"] == 0
+
+    def lose(runs, where, *, wait, ended):
+        outcomes = [Outcome(run=run, state="failed", detail=LOST) for run in runs]
+        for outcome in outcomes:
+            ended(outcome)
+        return outcomes
+
+    assert len(run_study(planned, tmp_path / "study", Slurm(timeout_min=60), launcher=lose)) == 4
+    assert count_progress(planned)["failed"] == 0
+
+
+def test_a_job_that_failed_while_no_sweep_ran_is_recorded_by_the_next(tmp_path, stand_ins):
+    planned = plan_runs(tiny_study(tmp_path), tmp_path / "study")
+    paths = plan_starts(tiny_study(tmp_path), tmp_path / "study")
+    for path, status in zip(paths, (2, 85), strict=False):
+        (path / "launch").mkdir(parents=True)
+        rundir.write_json(path / "launch" / "ended.json", {"process": 0, "status": status, "reason": f"ended {status}"})
+    (paths[0] / "launch" / "log.txt").write_text("== started at once\ntljax: no file\n")
+    # Made, and not written yet.
+    (paths[2] / "launch").mkdir(parents=True)
+    (paths[2] / "launch" / "ended.json").touch()
+    assert count_progress(planned)["failed"] == 1
+    started = []
+
+    def start(runs, where, *, wait, ended):
+        started.extend(Path(run.workdir) for run in runs)
+        return []
+
+    run_study(planned, tmp_path / "study", Slurm(timeout_min=60, retries=2), launcher=start)
+    assert started == paths[1:]
+    assert rundir.read_json(paths[0] / "error.json") == {"error": "ended 2\ntljax: no file", "attempts": 1}
+    run_study(planned, tmp_path / "study", LocalPool(), retry_failed=True)
+    assert num_starts(paths) == [1, 0, 0, 0]
+    # A later start of its own has nothing of what an earlier job had to say.
+    assert not (paths[0] / "launch" / "ended.json").exists()
 
 
 def test_a_second_sweep_of_a_study_says_so(tmp_path, capsys):

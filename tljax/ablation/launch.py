@@ -28,7 +28,7 @@ def launch(
         find: returns the results of a finished run, and None of any other.
         wait: until no run is left that waits or runs; False returns when all are submitted. A local pool ends with
             this function, so it cannot do without.
-        ended: called with the outcome of each run that ends here; of a local pool at once, of SLURM when all have.
+        ended: called with the outcome of each run that ends here, at once.
 
     Returns:
         One outcome for each run, in their order. A run that fails does not stop the others.
@@ -48,11 +48,7 @@ def launch(
     if isinstance(where, LocalPool):
         with rundir.only_process(folder):
             return _in_order(runs, local_pool.run_all(left, where, find, ended), find)
-    outcomes = slurm.run_all(left, where, find, folder, wait=wait)
-    if ended is not None:
-        for outcome in outcomes:
-            ended(outcome)
-    return _in_order(runs, outcomes, find)
+    return _in_order(runs, slurm.run_all(left, where, find, folder, wait=wait, ended=ended), find)
 
 
 def common_folder(runs: Sequence[Run]) -> Path:

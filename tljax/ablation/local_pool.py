@@ -15,6 +15,7 @@ from pathlib import Path
 from tljax import rundir
 from tljax.ablation.runs import (
     DONE,
+    ENDED,
     FAILED,
     PREEMPTED,
     Find,
@@ -168,6 +169,8 @@ def _start(run: Run, gpus: Sequence[str]) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_CLUSTER_PREFIXES)}
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    # What an earlier job of a cluster had to say.
+    (run.folder / ENDED).unlink(missing_ok=True)
     begin_log(run.log())
     with open(run.log(), "ab") as file:
         # In a session of its own, so that Ctrl-C comes to the launcher alone, which passes it on as SIGTERM.

@@ -87,6 +87,17 @@ class Outcome:
     results: Mapping[str, float] | None = None
 
 
+def ended_of(run: Run) -> Outcome | None:
+    """Return how the last job of a run says that it ended before the end of the run; None where it says nothing."""
+    path = run.folder / ENDED
+    # Made a moment before it is written.
+    if not path.exists() or not path.stat().st_size:
+        return None
+    ended = rundir.read_json(path)
+    state = PREEMPTED if is_interrupted(ended["status"]) else FAILED
+    return Outcome(run=run, state=state, detail=ended["reason"], log=run.log(ended["process"]))
+
+
 # Returns the results of a finished run, or None; raises a ValueError where the directory holds another run.
 Find = Callable[[Run], dict[str, float] | None]
 

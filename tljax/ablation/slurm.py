@@ -10,7 +10,7 @@ from typing import Any
 
 from tljax import rundir
 from tljax.ablation.runs import ENDED, JOB, Find, Outcome, Run, prepare
-from tljax.ablation.slurm_follow import Patience, follow, queued
+from tljax.ablation.slurm_follow import Ended, Patience, follow, queued
 from tljax.ablation.slurm_job import run_job
 from tljax.ablation.slurm_queue import read_queue_patiently
 
@@ -115,7 +115,9 @@ def parameters(slurm: Slurm, name: str, num_runs: int) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def run_all(runs: Sequence[Run], slurm: Slurm, find: Find, folder: Path, *, wait: bool) -> list[Outcome]:
+def run_all(
+    runs: Sequence[Run], slurm: Slurm, find: Find, folder: Path, *, wait: bool, ended: Ended | None = None
+) -> list[Outcome]:
     """Submit the runs that SLURM does not have yet; wait for all, or say how far they are.
 
     Args:
@@ -124,6 +126,7 @@ def run_all(runs: Sequence[Run], slurm: Slurm, find: Find, folder: Path, *, wait
         find: see `launch`.
         folder: for what belongs to no run alone.
         wait: for the runs to end.
+        ended: see `launch`.
 
     Raises:
         ImportError: submitit is missing.
@@ -145,7 +148,7 @@ def run_all(runs: Sequence[Run], slurm: Slurm, find: Find, folder: Path, *, wait
     longest = math.inf if slurm.wait_min is None else slurm.wait_min
     wait_min = longest if wait else 0.0
     patience = Patience(poll_s=slurm.poll_s, wait_min=wait_min, retries=slurm.retries)
-    return follow(runs, find, submit_again, patience)
+    return follow(runs, find, submit_again, patience, ended)
 
 
 def _submit(runs: Sequence[Run], slurm: Slurm, folder: Path) -> None:

@@ -9,7 +9,6 @@ from time import monotonic, sleep
 from tljax import rundir
 from tljax.ablation.runs import (
     DONE,
-    ENDED,
     FAILED,
     JOB,
     PENDING,
@@ -18,17 +17,19 @@ from tljax.ablation.runs import (
     Find,
     Outcome,
     Run,
-    is_interrupted,
+    ended_of,
 )
 from tljax.ablation.slurm_queue import Queued, read_queue_patiently
 
 # A job may be out of the queue before its last files are seen here; it is given so many looks more.
 _MORE_LOOKS = 2
-_LOST = "the job has ended without results: a process lost, out of memory, cancelled, or over its limit before it saved"
+# Of what left no word: no mistake of its config.
+LOST = "the job has ended without results: a process lost, out of memory, cancelled, or over its limit before it saved"
 
 log = logging.getLogger(__name__)
 
 Queue = Mapping[tuple[str, int], Queued]
+Ended = Callable[[Outcome], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +49,16 @@ class Patience:
 
 @dataclass(kw_only=True)
 class _Followed:
-    """A run, how many looks have missed it in the queue, and how often it has failed."""
+    """A run, how many looks have missed it in the queue, how often it has failed, and whether its end was told."""
 
     run: Run
     misses: int = 0
     failures: int = 0
+    is_told: bool = False
 
 
 def follow(
-    runs: Sequence[Run], find: Find, submit: Callable[[Sequence[Run]], None], patience: Patience
+    runs: Sequence[Run], find: Find, submit: Callable[[Sequence[Run]], None], patience: Patience, ended: Ended | None
 ) -> list[Outcome]:
     """Wait until nothing more comes of the runs, or the patience ends; return how far they are.
 
@@ -65,6 +67,7 @@ def follow(
         find: see `launch`.
         submit: for runs that are to be tried again.
         patience: how long.
+        ended: called with the outcome of each run that has ended, at once.
 
     Raises:
         OSError: SLURM does not answer.
@@ -86,6 +89,8 @@ def follow(
                 each.failures += 1
             submit([each.run for each in failed])
             continue
+        if ended is not None:
+            _tell(followed, looks, ended)
         states = Counter(outcome.state for outcome, _ in looks)
         text = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         if text != said:
@@ -94,6 +99,13 @@ def follow(
         if all(is_over for _, is_over in looks) or monotonic() >= deadline:
             return [outcome for outcome, _ in looks]
         sleep(patience.poll_s)
+
+
+def _tell(followed: Sequence[_Followed], looks: Sequence[tuple[Outcome, bool]], ended: Ended) -> None:
+    for each, (outcome, is_over) in zip(followed, looks, strict=True):
+        if is_over and not each.is_told:
+            each.is_told = True
+            ended(outcome)
 
 
 def queued(run: Run, queue: Queue) -> Queued | None:
@@ -115,14 +127,13 @@ def _look(followed: _Followed, queue: Queue, find: Find) -> tuple[Outcome, bool]
     if job is not None:
         followed.misses = 0
         return _in_queue(run, job), False
-    if (run.folder / ENDED).exists():
-        ended = rundir.read_json(run.folder / ENDED)
-        state = PREEMPTED if is_interrupted(ended["status"]) else FAILED
-        return Outcome(run=run, state=state, detail=ended["reason"], log=run.log(ended["process"])), True
+    ended = ended_of(run)
+    if ended is not None:
+        return ended, True
     followed.misses += 1
     if followed.misses <= _MORE_LOOKS:
         return Outcome(run=run, state=RUNNING, detail="has left the queue", log=run.log()), False
-    return Outcome(run=run, state=FAILED, detail=_LOST, log=run.log()), True
+    return Outcome(run=run, state=FAILED, detail=LOST, log=run.log()), True
 
 
 def _in_queue(run: Run, job: Queued) -> Outcome:

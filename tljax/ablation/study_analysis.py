@@ -24,7 +24,8 @@ COSTS = {
 }
 # Between 0 and 1.
 SHARES = {
-    *METRICS, "mean_average_precision", "micro_f1", "subset_accuracy", "weighted_subset_accuracy", "cka",
+    *METRICS, "mean_average_precision", "micro_f1", "subset_accuracy", "weighted_subset_accuracy", "cka", "recall",
+    "average precision",
 }  # fmt: skip
 # Of lines in one picture of curves.
 MOST_LINES = 8

@@ -9,6 +9,7 @@ from tljax.ablation.factorial import Cell, Seed
 from tljax.ablation.intervals import Summary, summarise
 from tljax.ablation.run_records import RunRecord
 from tljax.ablation.study import Study
+from tljax.ablation.study_analysis import within_range
 
 # One row of a view: a name, the two means, and the difference.
 Row = tuple[str, Summary, Summary, Comparison]
@@ -36,16 +37,23 @@ def group_scores(metric: str) -> Scores:
     return read
 
 
-def compare_by(study: Study, pair: tuple[Cell, Cell], scores: Scores) -> list[Row]:
-    """Compare two cells in each class or group, by seed; the family is that of all classes or groups."""
+def compare_by(study: Study, pair: tuple[Cell, Cell], scores: Scores, name: str) -> list[Row]:
+    """Compare two cells in each class or group, by seed; the family is that of all classes or groups.
+
+    Args:
+        study: that has them.
+        pair: the cells.
+        scores: of each class or group.
+        name: of the scores, which says where they can be.
+    """
     first, second = (dict(_by_name(study, cell, scores)) for cell in pair)
-    names = [name for name in first if name in second and first[name].keys() & second[name].keys()]
-    family = as_family([compare(first[name], second[name]) for name in names])
+    parts = [part for part in first if part in second and first[part].keys() & second[part].keys()]
+    family = as_family([compare(first[part], second[part]) for part in parts])
     rows = []
-    for name, found in zip(names, family, strict=True):
-        ours, theirs = (summarise(list(side[name].values())) for side in (first, second))
+    for part, found in zip(parts, family, strict=True):
+        ours, theirs = (summarise(list(side[part].values())) for side in (first, second))
         if ours and theirs and found:
-            rows.append((name, ours, theirs, found))
+            rows.append((part, within_range(ours, name), within_range(theirs, name), found))
     return rows
 
 

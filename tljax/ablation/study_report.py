@@ -160,13 +160,16 @@ def to_terminal(analysis: Analysis, made: Mapping[str, writing.Table]) -> str:
     failed = made.get("failures")
     lines = [study.title, design(study), "", writing.to_terminal(brief, _TERMINAL_ROWS), "", *verdict(analysis)]
     if failed is not None:
-        lines.append(f"failed: {', '.join(str(row[0]) for row in failed.rows[:5])}{' ...' * (len(failed.rows) > 5)}")
+        names = list(dict.fromkeys(str(row[0]) for row in failed.rows))
+        lines.append(f"failed: {', '.join(names[:5])}{' ...' * (len(names) > 5)}")
     return "\n".join([*lines, *study.notes])
 
 
 def environments(study: Study) -> list[tuple[int, str]]:
     """Count the runs of each environment, most frequent first."""
-    found = Counter(_describe(run.record.environment) for run in study.runs if run.record.environment)
+    # A run may have several places in the grid.
+    records = {run.record.path: run.record for run in study.runs}.values()
+    found = Counter(_describe(record.environment) for record in records if record.environment)
     return [(number, text) for text, number in found.most_common()]
 
 

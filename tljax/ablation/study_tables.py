@@ -135,12 +135,12 @@ def _pair_table(analysis: Analysis, name: str, thing: str) -> Table:
     """Tabulate the two cells that are looked at closely, by class or by group."""
     pair, study = shown_pair(analysis), analysis.study
     is_classes = name == "classes"
-    rows: Sequence[Row] = []
-    if pair is not None:
-        rows = compare_by(study, pair, recalls if is_classes else group_scores(study.metric))
-    first, second = ("", "") if pair is None else (label(cell, analysis) for cell in pair)
     many_labels = any("by_class" in run.record.evaluation for run in study.finished)
     what = ("average precision" if many_labels else "recall") if is_classes else study.metric
+    rows: Sequence[Row] = []
+    if pair is not None:
+        rows = compare_by(study, pair, recalls if is_classes else group_scores(what), what)
+    first, second = ("", "") if pair is None else (label(cell, analysis) for cell in pair)
     return Table(
         name=name,
         title=f"{what[0].upper()}{what[1:]} by {thing}: {first} against {second}",

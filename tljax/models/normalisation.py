@@ -31,6 +31,11 @@ class BatchNorm(nnx.BatchNorm):
         self, x: Array, use_running_average: bool | None = None, *, mask: Any = None, has_relu: bool = False,
         kernels: Kernels | None = None,
     ) -> Array:  # fmt: skip
+        if use_running_average is None:
+            raise ValueError(
+                "BatchNorm is not told which statistics to take: wanted use_running_average=True for the running "
+                "statistics, or False for those of the batch, which also moves the running ones"
+            )
         if use_running_average:
             y = super().__call__(x, use_running_average, mask=mask)
         elif kernels is not None and own_way("batch_norm", kernels) == PALLAS and self.axis_name is None:

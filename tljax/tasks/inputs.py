@@ -129,8 +129,8 @@ def make_split(
             limit are among those of a larger one. Validation and test stay as they are. None keeps all.
 
     Raises:
-        ValueError: an unknown kind, column or value, a grouped split without groups, or fewer training examples than
-            wanted.
+        ValueError: an unknown kind, column or value, a grouped split without groups, nothing left to train or test on
+            by what is held out, or fewer training examples than wanted.
     """
     columns = split_columns(source, (*strata, *([groups] if groups else []), *(held_out or ())))
     split_seed = _split_seed(run_seed, seed, repeat)
@@ -145,7 +145,18 @@ def make_split(
             split = grouped_split(membership, table, split_seed, test_fraction, val_fraction)
     if held_out:
         split = hold_out(split, has_values(columns, held_out))
+        _check_held_out(split, held_out, len(source))
     return split if train_limit is None else limit_train(split, columns["label"], split_seed, train_limit)
+
+
+def _check_held_out(split: Split, held_out: Mapping[str, Sequence[Any]], num_images: int) -> None:
+    left = {"train": "hold out fewer values", "test": "hold out other values, or raise test_fraction"}
+    fixes = {part: fix for part, fix in left.items() if not len(getattr(split, part))}
+    if fixes:
+        raise ValueError(
+            f"held_out={dict(held_out)} leaves no images to {' and none to '.join(f'{part} on' for part in fixes)}, of "
+            f"{num_images}; {'; '.join(fixes.values())}"
+        )
 
 
 def make_folds(

@@ -6,13 +6,15 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tljax import plain, rundir
 from tljax.ablation.grid import SEED, Cell, Study, apply_fields, cells_of
 from tljax.ablation.launch import Where
-from tljax.ablation.runs import DONE, FAILED, RUNNING, Outcome, Run, describe_status, log_tail
+from tljax.ablation.runs import DONE, FAILED, RUNNING, Outcome, Run, describe_status, ended_of, log_tail
+from tljax.ablation.slurm_follow import LOST
 from tljax.tasks.launching import find_results, launch_tasks
 from tljax.tasks.section_checks import check_config, fingerprint_of, known_fields
 from tljax.tasks.sections import select
@@ -22,8 +24,8 @@ STUDY = "study.json"
 RUNS = "runs"
 HALF_FINISHED, TO_DO = "half-finished", "to do"
 PROGRESS = (DONE, RUNNING, HALF_FINISHED, FAILED, TO_DO)
-# The end of a process that the system, or a user, has killed: no mistake of its config, and its run goes on.
-_KILLED = describe_status(-signal.SIGKILL)
+# The ends of what the system, or a user, has killed: no mistake of its config, and its run goes on.
+_KILLED = (describe_status(-signal.SIGKILL), LOST)
 _NAME_DIGITS = 16
 
 log = logging.getLogger(__name__)
@@ -114,7 +116,7 @@ def progress_of(run: Run) -> str:
         return DONE
     if rundir.is_in_use(workdir):
         return RUNNING
-    if (workdir / rundir.ERROR).exists():
+    if (workdir / rundir.ERROR).exists() or _failed_unseen(run) is not None:
         return FAILED
     return HALF_FINISHED if workdir.is_dir() and rundir.has_work(workdir) else TO_DO
 
@@ -205,24 +207,34 @@ def run_study(
     """
     with rundir.only_process(workdir):
         write_study(planned, workdir)
+        for run in planned.runs.values():
+            if progress_of(run) == FAILED and (unseen := _failed_unseen(run)) is not None:
+                _record(unseen, retries=0)
         left = runs_left(planned, retry_failed=retry_failed)
         log.info("%s: %d of %d runs to start", planned.study.slug, len(left), len(planned.runs))
-        outcomes = launcher(left, where, wait=wait, ended=lambda outcome: _record(outcome, where)) if left else []
+        record = partial(_record, retries=where.retries)
+        outcomes = launcher(left, where, wait=wait, ended=record) if left else []
         for run in planned.runs.values():
             if (Path(run.workdir) / rundir.ERROR).exists() and find_results(run) is not None:
                 (Path(run.workdir) / rundir.ERROR).unlink()
         return outcomes
 
 
-def _record(outcome: Outcome, where: Where) -> None:
+def _failed_unseen(run: Run) -> Outcome | None:
+    """Return how a job of a cluster has failed while no sweep was there to record it; None where none has."""
+    ended = None if (Path(run.workdir) / rundir.ERROR).exists() else ended_of(run)
+    return ended if ended is not None and ended.state == FAILED else None
+
+
+def _record(outcome: Outcome, retries: int) -> None:
     """Note a failure in the directory of its run, so that it is not started again unless that is wanted."""
     path = Path(outcome.run.workdir) / rundir.ERROR
-    if outcome.state != FAILED or outcome.detail == _KILLED:
+    if outcome.state != FAILED or outcome.detail in _KILLED:
         return
     before = rundir.read_json(path)["attempts"] if path.exists() else 0
     printed = "" if outcome.log is None else log_tail(outcome.log)
     text = "\n".join(part for part in (outcome.detail, printed) if part)
-    rundir.write_json(path, {"error": text, "attempts": before + 1 + where.retries})
+    rundir.write_json(path, {"error": text, "attempts": before + 1 + retries})
 
 
 def count_progress(planned: StudyRuns) -> dict[str, int]:
