@@ -40,7 +40,7 @@ def print_pairs(rows: Rows, factors: Sequence[str], factor: str, metric: str) ->
 
     def values(place: tuple[str, ...], level: str) -> dict[tuple[int, ...], float]:
         chosen = (row for row in rows if row[factor] == level and tuple(row[name] for name in others) == place)
-        return {(int(row["seed"]),): float(row[metric]) for row in chosen}
+        return {(int(row["seed"]),): float(row[metric]) for row in chosen if row[metric]}
 
     pairs = [(place, level) for place in places for level in levels]
     found = as_family([compare(values(place, level), values(place, first)) for place, level in pairs])
