@@ -15,7 +15,7 @@ from tljax.data.label_split import label_split
 from tljax.data.sources import SOURCES, Source, has_labels, source_opener
 from tljax.data.splits import Fold, Split, grouped_split, hashed_seed, k_folds, load_split, stratified_split
 from tljax.data.strata import has_values, split_columns, strata_and_groups
-from tljax.data.subsets import hold_out, limit_train
+from tljax.data.subsets import hold_out, keep_only, limit_train
 from tljax.plain import fingerprint
 from tljax.tasks.sections import call
 from tljax.weights import Pretrained, load
@@ -106,6 +106,7 @@ def make_split(
     groups: str | None = None,
     seed: int | None = None,
     held_out: Mapping[str, Sequence[Any]] | None = None,
+    only: Mapping[str, Sequence[Any]] | None = None,
     train_limit: int | None = None,
 ) -> Split:
     """Divide a source into train, validation and test.
@@ -125,6 +126,8 @@ def make_split(
         seed: of the split, for runs that differ in `config.seed` and share it; None takes that of the run.
         held_out: {column: values}. Examples that have one of the values are tested on, the others trained and validated
             on; those in another part go nowhere. None tests on what is like the training examples.
+        only: {column: values}. Examples that do not have one of the values, of every column, go nowhere; the others
+            are in the part that they are in without this. None keeps all.
         train_limit: keep so many of the training examples, in the proportions of their classes; those of a smaller
             limit are among those of a larger one. Validation and test stay as they are. None keeps all.
 
@@ -132,7 +135,7 @@ def make_split(
         ValueError: an unknown kind, column or value, a grouped split without groups, or fewer training examples than
             wanted.
     """
-    columns = split_columns(source, (*strata, *([groups] if groups else []), *(held_out or ())))
+    columns = split_columns(source, (*strata, *([groups] if groups else []), *(held_out or ()), *(only or ())))
     split_seed = _split_seed(run_seed, seed, repeat)
     if kind == "stratified" and source.is_multi_label and "label" in strata:
         others = [columns[name][:, None] == np.unique(columns[name]) for name in strata if name != "label"]
@@ -144,7 +147,9 @@ def make_split(
         else:
             split = grouped_split(membership, table, split_seed, test_fraction, val_fraction)
     if held_out:
-        split = hold_out(split, has_values(columns, held_out))
+        split = hold_out(split, has_values(columns, "held_out", held_out).any(axis=0))
+    if only:
+        split = keep_only(split, has_values(columns, "only", only).all(axis=0))
     return split if train_limit is None else limit_train(split, columns["label"], split_seed, train_limit)
 
 
@@ -162,6 +167,7 @@ def make_folds(
     groups: str | None = None,
     seed: int | None = None,
     held_out: Mapping[str, Sequence[Any]] | None = None,
+    only: Mapping[str, Sequence[Any]] | None = None,
     train_limit: int | None = None,
 ) -> list[Fold]:
     """Deal images into folds as `make_split` divides them: by the same strata, and the same groups kept whole.
@@ -179,12 +185,13 @@ def make_folds(
         groups: as for `make_split`.
         seed: as for `make_split`.
         held_out: of the split; `indices` are what it has left.
+        only: likewise.
         train_limit: likewise.
 
     Raises:
         ValueError: as `make_split` and `k_folds`.
     """
-    del test_fraction, val_fraction, held_out, train_limit
+    del test_fraction, val_fraction, held_out, only, train_limit
     columns = split_columns(source, (*strata, *([groups] if groups else [])))
     table, membership = strata_and_groups(columns, kind, strata, groups)
     of_groups = None if membership is None else membership[indices]
