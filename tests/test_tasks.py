@@ -213,6 +213,50 @@ def test_unknown_and_missing_keys_of_a_section_are_named(tmp_path, capsys):
     assert "key 'weight_decay' is missing" in error
 
 
+def test_a_net_that_was_pretrained_here_is_where_a_run_begins(tmp_path, capsys, monkeypatch):
+    """From random params on cells of one type to frozen BatchNorm on the other, through the exported folder."""
+    small = dataclasses.replace(ARCHITECTURES["resnet18"], depths=(1, 1), widths=(8, 16), stem_width=8)
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", small)
+
+    def call(task, kind, name, *more):
+        flags = (f"--config.cache_dir={tmp_path / 'cache'}", "--config.finetune.batch_size=8", *more)
+        return [task, f"--config={CONFIGS / 'pretrain.py'}:{kind}", f"--workdir={tmp_path / name}", *flags]
+
+    assert main(call("finetune", "mono", "first", "--config.model.image_size=28", "--config.finetune.epochs=1")) == 0
+    folder = tmp_path / "pretrained"
+    assert main(["export", f"{tmp_path / 'first'}", "--format=hf", f"--to={folder}"]) == 0
+    made = restore(tmp_path / "first")
+    again = load(f"file:{folder}")
+    assert again.preprocess.size == 28
+    for mine, other in ((again.params, made.params), (again.stats, made.stats)):
+        assert mine.keys() == other.keys()
+        assert all(np.array_equal(value, other[path]) for path, value in mine.items())
+    # Nothing that a run begins with is what it was drawn as.
+    drawn = load("random:resnet18", num_classes=2)
+    assert not any(np.array_equal(value, drawn.params[path]) for path, value in again.params.items())
+    source = SOURCES["elpv"](tmp_path, "binary")
+    for name, kind in (("first", "mono"), ("second", "poly")):
+        if name == "second":
+            (tmp_path / "mine.py").write_text(
+                (CONFIGS / "pretrain.py").read_text().replace("drift_images=0,", "drift_images=0, freeze_statistics=True,")
+            )
+            model = (f"--config.model.name=file:{folder}", "--config.finetune.epochs=1")
+            arguments = call("finetune", kind, name, "--config.model.image_size=28", *model)
+            assert main([argument.replace(f"{CONFIGS / 'pretrain.py'}", f"{tmp_path / 'mine.py'}") for argument in arguments]) == 0
+        split = load_split(tmp_path / name / "split.npz", source)
+        for part in (split.train, split.val, split.test):
+            assert {*source.columns["cell_type"][part].tolist()} == {kind}
+    second = restore(tmp_path / "second")
+    assert all(np.array_equal(value, again.stats[path]) for path, value in second.stats.items())
+    assert not any(np.array_equal(value, again.params[path]) for path, value in second.params.items())
+    capsys.readouterr()
+    assert main(call("finetune", "multi", "third")) == 2
+    assert "pretrain.py:multi, wanted a type of cells, mono or poly" in capsys.readouterr().err
+    own = runpy.run_path(str(CONFIGS / "pretrain.py"))["get_config"]().to_dict()
+    check_config("finetune", own)
+    assert own["data"] == {"name": "folder", "root": ""}
+
+
 def test_a_run_does_not_go_on_with_other_inputs(tmp_path, capsys, pictures, monkeypatch):
     """A name in the config can come to stand for something else between a kill and the next start."""
     model = small_model(tmp_path / "model", seed=0)
