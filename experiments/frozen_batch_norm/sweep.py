@@ -1,4 +1,4 @@
-"""BatchNorm that follows the batches, or keeps what was pretrained: see README.md. `run.py` makes the net that this takes.
+"""BatchNorm that follows the batches, or keeps what it has: see README.md. `run.py` pretrains, and runs this after it.
 
 tljax sweep experiments/frozen_batch_norm/sweep.py --max_parallel=2
 """
