@@ -25,12 +25,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # The last blocks see 2 x 2 positions at 56 px; at 224 px, 7 x 7, a step takes 16 times as long.
     config.model = dict(name="random:resnet18", image_size=56)
     config.data = dict(name="folder", root="")
-    config.split = dict(kind="stratified", repeat=0, test_fraction=0.15, val_fraction=0.15, strata=("label",))
+    split = dict(kind="stratified", repeat=0, test_fraction=0.15, val_fraction=0.15)
+    config.split = dict(**split, strata=("label",))
     config.evaluate = dict()
     if arg:
         config.data = dict(name="elpv", root="runs/cache/data", task="binary")
-        config.split.strata = ("label", "cell_type")
-        config.split.only = dict(cell_type=(arg,))
+        config.split = dict(**split, strata=("label", "cell_type"), only=dict(cell_type=(arg,)))
 
     config.groups = dict(freeze=0)
     # Crops, and of the 8 flips and quarter turns as many as leave an image what it is: all of a solar cell, the image

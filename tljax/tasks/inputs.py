@@ -147,9 +147,9 @@ def make_split(
         else:
             split = grouped_split(membership, table, split_seed, test_fraction, val_fraction)
     if held_out:
-        split = hold_out(split, has_values(columns, "held_out", held_out).any(axis=0))
+        split = hold_out(split, np.any(has_values(columns, "held_out", held_out), axis=0))
     if only:
-        split = keep_only(split, has_values(columns, "only", only).all(axis=0))
+        split = keep_only(split, np.all(has_values(columns, "only", only), axis=0))
     return split if train_limit is None else limit_train(split, columns["label"], split_seed, train_limit)
 
 
