@@ -4,7 +4,7 @@ import pytest
 from tests.small_runs import make_config, write_pictures
 from tljax.data.sources import open_source
 from tljax.data.splits import stratified_split
-from tljax.data.subsets import hold_out, limit_train
+from tljax.data.subsets import hold_out, keep_only, limit_train
 from tljax.tasks.inputs import make_folds, make_split
 
 STRATA = np.random.default_rng(0).permutation(np.repeat(["a", "b", "c"], [500, 233, 67]))
@@ -62,6 +62,15 @@ def test_what_is_held_out_is_tested_on_alone():
         assert {*left.tolist()} == {index for index in had.tolist() if is_held_out[index] == (part == "test")}
 
 
+def test_one_kind_alone_stays_in_the_parts_that_it_has():
+    is_kept = STRATA == "b"
+    found = keep_only(SPLIT, is_kept)
+    for part in ("train", "val", "test"):
+        had, left = getattr(SPLIT, part), getattr(found, part)
+        assert left.tolist() == [index for index in had.tolist() if is_kept[index]]
+        assert 0 < len(left) < len(had)
+
+
 def sites(tmp_path):
     """Return pictures of three sites, "1" to "3", and half of them taken by night."""
     write_pictures(tmp_path / "pictures")
@@ -91,22 +100,57 @@ def test_a_config_holds_out_values_of_columns(tmp_path, kind):
         assert {*source.columns["site"][either.train].tolist()} == {"1"}
 
 
+@pytest.mark.parametrize("kind", ["stratified", "grouped"])
+def test_a_config_takes_examples_with_values_of_columns_alone(tmp_path, kind):
+    source = sites(tmp_path)
+    settings = {**make_config(tmp_path)["split"], "kind": kind, "groups": "site" if kind == "grouped" else None}
+    settings |= {"strata": ("label", "site"), "test_fraction": 0.34, "val_fraction": 0.33}
+    whole = make_split(source, 0, **settings)
+    # Of whole sites, those to train and test on: without either it would be an error.
+    kept = ("1", "2") if kind == "stratified" else (*np.unique(source.columns["site"][[*whole.train, *whole.test]]),)
+    wanted = (source.columns["is_night"] == "1") & np.isin(source.columns["site"], kept)
+    split = make_split(source, 0, **settings, only={"is_night": ("1",), "site": kept})
+    for part in ("train", "val", "test"):
+        had = getattr(whole, part)
+        assert getattr(split, part).tolist() == had[wanted[had]].tolist()
+    assert {*source.columns["site"][np.concatenate([split.train, split.val, split.test])].tolist()} == {*kept}
+    if kind == "stratified":
+        # Trained on one site and tested on another, by night; a limit is of those that are left.
+        both = make_split(
+            source, 0, **settings, only={"is_night": ("1",), "site": ("1", "2")}, held_out={"site": ("2",)},
+            train_limit=3,
+        )  # fmt: skip
+        assert {*source.columns["site"][both.train].tolist()} == {"1"}
+        assert {*source.columns["site"][both.test].tolist()} == {"2"}
+        assert len(both.train) == 3
+        assert {*both.train.tolist()} <= {*split.train.tolist()}
+        folds = make_folds(source, split.train, 2, 0, **settings, only={"site": ("1", "2")})
+        assert sorted(np.concatenate([dealt for _, dealt in folds]).tolist()) == split.train.tolist()
+
+
+@pytest.mark.parametrize("key", ["held_out", "only"])
 @pytest.mark.parametrize(
-    ("held_out", "message"),
+    ("values", "message"),
     [
         ({"size": ("1",)}, r"has no column 'size' \(did you mean 'site'\?\)"),
         ({"site": ("1", "4")}, "no example has the 'site' '4'; known: 1, 2, 3"),
         ({"site": (1,)}, "no example has the 'site' 1"),
     ],
 )
-def test_what_cannot_be_held_out_is_named(tmp_path, held_out, message):
-    with pytest.raises(ValueError, match=message):
-        make_split(sites(tmp_path), 0, **make_config(tmp_path)["split"], held_out=held_out)
+def test_what_there_is_not_to_choose_by_is_named(tmp_path, key, values, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_split(sites(tmp_path), 0, **make_config(tmp_path)["split"], **{key: values})
+    assert "column" in str(caught.value) or f"config.split.{key}:" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("held_out", "changes", "message"),
     [
+        (
+            {"site": ("2",)},
+            {"only": {"site": ("2",)}},
+            r"held_out=\{'site': \('2',\)\} and only=\{'site': \('2',\)\} leaves no images to train on",
+        ),
         ({"is_night": ("0", "1")}, {}, r"held_out=\{'is_night': \('0', '1'\)\} leaves no images to train on, of 80"),
         # Not that there are too few for the limit.
         ({"site": ("1", "2", "3")}, {"train_limit": 5}, "leaves no images to train on"),

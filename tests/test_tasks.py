@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from tljax import rundir
 from tljax.cli import main
 from tljax.data.decode import decode_image
 from tljax.data.sources import SOURCES, open_source
-from tljax.models import Net
+from tljax.data.splits import load_split
+from tljax.models import ARCHITECTURES, Net
 from tljax.paths import stage_of
 from tljax.preprocess import Preprocess
 from tljax.tasks import inputs, running, summary
+from tljax.tasks.restore import restore
+from tljax.tasks.section_checks import check_config
 from tljax.weights.write import write_model_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -211,6 +215,46 @@ def test_unknown_and_missing_keys_of_a_section_are_named(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "no key 'weight_dekay' (did you mean 'weight_decay'?)" in error
     assert "key 'weight_decay' is missing" in error
+
+
+def test_a_net_that_was_pretrained_here_is_where_a_run_begins(tmp_path, capsys, monkeypatch):
+    """From random params on cells of one type to frozen BatchNorm on the other, through the exported folder."""
+    small = dataclasses.replace(ARCHITECTURES["resnet18"], depths=(1, 1), widths=(8, 16), stem_width=8)
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", small)
+    text = (CONFIGS / "pretrain.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace("drift_images=0,", "drift_images=0, freeze_statistics=True,"))
+    folder = tmp_path / "pretrained"
+
+    def run(config, kind, *more):
+        sizes = ("--config.model.image_size=28", "--config.finetune.epochs=1", "--config.finetune.batch_size=8")
+        places = (f"--config.cache_dir={tmp_path / 'cache'}", f"--workdir={tmp_path / kind}")
+        return main(["finetune", f"--config={config}:{kind}", *places, *sizes, *more])
+
+    assert run(CONFIGS / "pretrain.py", "mono") == 0
+    assert main(["export", f"{tmp_path / 'mono'}", "--format=hf", f"--to={folder}"]) == 0
+    assert run(tmp_path / "mine.py", "poly", f"--config.model.name=file:{folder}") == 0
+    made, begun, ended = restore(tmp_path / "mono"), tljax.load(f"file:{folder}"), restore(tmp_path / "poly")
+    assert begun.preprocess.size == 28
+    drawn = tljax.load("random:resnet18", num_classes=2)
+    for path, value in begun.params.items():
+        assert np.array_equal(value, made.params[path]), path
+        assert not np.array_equal(value, drawn.params[path]), path
+        assert not np.array_equal(value, ended.params[path]), path
+    for path, value in begun.stats.items():
+        assert np.array_equal(value, made.stats[path]), path
+        assert not np.array_equal(value, drawn.stats[path]), path
+        assert np.array_equal(value, ended.stats[path]), path
+    source = open_source("elpv", tmp_path, task="binary")
+    for kind in ("mono", "poly"):
+        split = load_split(tmp_path / kind / "split.npz", source)
+        for part in (split.train, split.val, split.test):
+            assert {*source.columns["cell_type"][part].tolist()} == {kind}
+    capsys.readouterr()
+    assert run(CONFIGS / "pretrain.py", "multi") == 2
+    assert "pretrain.py:multi, wanted a type of cells, mono or poly" in capsys.readouterr().err
+    own = runpy.run_path(str(CONFIGS / "pretrain.py"))["get_config"]().to_dict()
+    check_config("finetune", own)
+    assert own["data"] == {"name": "folder", "root": ""}
 
 
 def test_a_run_does_not_go_on_with_other_inputs(tmp_path, capsys, pictures, monkeypatch):

@@ -277,6 +277,9 @@ def test_a_card_says_what_was_held_out():
     split = {"kind": "stratified", "held_out": {"site": ["3", "4"], "is_night": [True]}}
     first, *_ = card_limits._of_the_split({"config": {"split": split}, "facts": None})
     assert first.startswith("It was tested on images with site 3, 4 and is_night True alone")
+    split = {"kind": "stratified", "only": {"site": ["3", "4"]}}
+    first, *_ = card_limits._of_the_split({"config": {"split": split}, "facts": None})
+    assert first == "It has seen images with site 3, 4 alone, in training, calibration and test."
     assert len([*card_limits._of_the_split({"config": {"split": {"kind": "stratified"}}, "facts": None})]) == 1
 
 

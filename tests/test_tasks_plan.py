@@ -71,6 +71,7 @@ def test_sections_and_keys_that_do_not_fit_are_named(root, opened, changes, mess
         ({"compute_dtype": "float16"}, r"compute_dtype is 'float16', wanted 'float32' or 'bfloat16'"),
         ({"average_decay": 1.0}, r"average_decay is 1\.0, wanted a number between 0 and 1, or None"),
         ({"cache": "always", "adapt_statistics": True}, r"adapt_statistics moves what a cache stores"),
+        ({"adapt_statistics": True, "freeze_statistics": True}, r"moves the statistics that freeze_statistics keeps"),
         ({"batch_size": 12}, r"batch_size is 12, which 8 devices cannot share evenly; wanted a multiple of 8"),
         ({"batch_size": 8, "num_parts": 2}, r"cannot share evenly in 2 parts; wanted a multiple of 16"),
         ({"batch_size": 104}, r"3 epochs of 32 training images do not fill one batch of 104; lower batch_size"),
@@ -221,13 +222,16 @@ def test_explain_prints_every_phase_and_makes_the_choice_by_gradients(root, caps
 def test_explain_says_whose_statistics_batchnorm_uses(root):
     write_model(root / "resnet", RESNET)
     modes = {}
-    for adapts in (False, True):
+    for option in ("drift_images", "adapt_statistics", "freeze_statistics"):
         config = make_config(
             root, model={"name": f"file:{root / 'resnet'}"}, groups={"freeze": "layer2_00"},
-            finetune={"adapt_statistics": adapts},
+            finetune={option: True},
         )  # fmt: skip
         inputs = open_inputs(config)
         (plan,) = plan_phases(select("finetune", config), inputs, inputs.source.labels)
-        modes[adapts] = explain.norm_modes(plan)
-    assert modes[False] == {"stem": "frozen", "layer1_00": "frozen", "layer2_00": "batch", "head": "-"}
-    assert modes[True] == {"stem": "batch", "layer1_00": "batch", "layer2_00": "batch", "head": "-"}
+        modes[option] = explain.norm_modes(plan)
+    assert modes == {
+        "drift_images": {"stem": "frozen", "layer1_00": "frozen", "layer2_00": "batch", "head": "-"},
+        "adapt_statistics": {"stem": "batch", "layer1_00": "batch", "layer2_00": "batch", "head": "-"},
+        "freeze_statistics": {"stem": "frozen", "layer1_00": "frozen", "layer2_00": "frozen", "head": "-"},
+    }

@@ -121,6 +121,12 @@ WHAT_IS_TRAINED = (
         "BatchNorm of frozen stages follows the new images; nothing in a net without BatchNorm",
         "1603.04779",
     ),
+    _method(
+        "Frozen statistics",
+        {"finetune.freeze_statistics": True},
+        "BatchNorm of trained stages keeps the pretrained statistics; nothing in a net without BatchNorm",
+        "2105.07576",
+    ),
 )
 PHASES = (
     _method(

@@ -52,8 +52,15 @@ def strata_and_groups(
     return combine_strata(*(columns[name] for name in constant)) if constant else nothing, columns[groups]
 
 
-def has_values(columns: Mapping[str, np.ndarray], wanted: Mapping[str, Sequence[Any]]) -> Bool[np.ndarray, " n"]:
-    """Tell the examples that have one of the values of a column, of any of the columns.
+def has_values(
+    columns: Mapping[str, np.ndarray], key: str, wanted: Mapping[str, Sequence[Any]]
+) -> Bool[np.ndarray, "c n"]:
+    """Tell the examples that have one of the values of a column; a row for each column.
+
+    Args:
+        columns: of a source.
+        key: of `config.split`, which errors name.
+        wanted: {column: values}.
 
     Raises:
         ValueError: a value that no example has.
@@ -64,11 +71,11 @@ def has_values(columns: Mapping[str, np.ndarray], wanted: Mapping[str, Sequence[
         unknown = [value for value in values if value not in known]
         if unknown:
             raise ValueError(
-                f"config.split.held_out: no example has the {name!r} {unknown[0]!r}"
+                f"config.split.{key}: no example has the {name!r} {unknown[0]!r}"
                 f"{did_you_mean(str(unknown[0]), map(str, known))}; known: {', '.join(map(str, known[:20]))}"
             )
         found.append(np.isin(columns[name], np.asarray(values)))
-    return np.any(found, axis=0)
+    return np.stack(found)
 
 
 def _label_sets(source: Source) -> np.ndarray:

@@ -1,9 +1,20 @@
-"""Some of the examples of a split: a kind held out, or fewer to train on, those of fewer among those of more."""
+"""Some of the examples of a split: one kind alone, a kind held out, or fewer to train on, those among those of more."""
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 
 from tljax.data.splits import Split, hashed_seed
+
+
+def keep_only(split: Split, is_kept: Bool[np.ndarray, " n"]) -> Split:
+    """Leave out of every part what is not kept.
+
+    Args:
+        split: of a source.
+        is_kept: of each example of the source.
+    """
+    train, val, test = (part[is_kept[part]] for part in (split.train, split.val, split.test))
+    return Split(train=train, val=val, test=test)
 
 
 def hold_out(split: Split, is_held_out: Bool[np.ndarray, " n"]) -> Split:

@@ -26,6 +26,8 @@ class Forward:
         training: stages with a trained param. Their BatchNorm uses and moves the statistics of the batch, and they
             leave out what `regularise` draws.
         adapting: other stages whose BatchNorm uses and moves the statistics of the batch; nothing is left out of them.
+        freeze_statistics: BatchNorm uses the statistics that it has, of all stages, and moves none; what `regularise`
+            draws is drawn all the same.
         start: first stage to run.
         lora_scaling: factor on low-rank deltas among the params; None where there are none.
         regularise: what is left out at random.
@@ -37,6 +39,7 @@ class Forward:
     net: Net
     training: tuple[str, ...]
     adapting: tuple[str, ...] = ()
+    freeze_statistics: bool = False
     start: str | int = 0
     lora_scaling: float | None = None
     regularise: Regularise | None = None
@@ -46,8 +49,13 @@ class Forward:
 
     @property
     def in_training_mode(self) -> frozenset[str]:
-        """Stages whose BatchNorm uses and moves the statistics of the batch."""
+        """Stages that are trained, or adapt."""
         return frozenset((*self.training, *self.adapting))
+
+    @property
+    def following(self) -> frozenset[str]:
+        """Stages whose BatchNorm uses and moves the statistics of the batch."""
+        return frozenset() if self.freeze_statistics else self.in_training_mode
 
     def assemble(self, *parts: Mapping[str, Any]) -> Arrays:
         """Join dicts of params that share no path, and add the low-rank deltas to their kernels."""
@@ -88,6 +96,7 @@ class Forward:
             "train_from": min((self.net.depth(stage) for stage in self.in_training_mode), default=None),
             "frozen": [stage for stage in self.net.stages if stage not in self.in_training_mode],
             "whole": [stage for stage in self.adapting if stage not in self.training],
+            "freeze_statistics": self.freeze_statistics,
             "regularise": self.regularise,
             "keys": keys,
             "compute_dtype": self.compute_dtype,
@@ -109,7 +118,7 @@ class Forward:
     def moves(self, path: str) -> bool:
         """Tell whether the statistic at this path moves."""
         stage = paths.stage_of(path)
-        return stage in self.in_training_mode and self.net.depth(stage) >= self.net.depth(self.start)
+        return stage in self.following and self.net.depth(stage) >= self.net.depth(self.start)
 
     def _run_with_taps(
         self, params: Mapping[str, Any], stats: Arrays, x: jax.Array, taps: Sequence[str], settings: Mapping[str, Any]

@@ -49,5 +49,6 @@ class Architecture(Protocol):
 
         It is called as `module(x, is_training=...)`, with `noise=Noise(...)` if it is one of those that draw, and with
         `kernels=Kernels(...)` if it is one of `kernel_stages`, and then with `num_tokens=...` too if they have heads.
+        `is_training` is for BatchNorm alone: what there is to draw is drawn wherever `noise` comes.
         """
         ...

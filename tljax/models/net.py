@@ -108,6 +108,7 @@ class Net:
         train_from: str | int | None = None,
         frozen: Collection[str] = (),
         whole: Collection[str] = (),
+        freeze_statistics: bool = False,
         regularise: Regularise | None = None,
         keys: jax.Array | None = None,
         compute_dtype: str | None = None,
@@ -128,6 +129,8 @@ class Net:
                 statistics are used and do not move.
             frozen: stages behind `train_from` that run in inference mode all the same.
             whole: stages in training mode that leave nothing out.
+            freeze_statistics: running statistics are used in training mode too, and do not move; what `regularise`
+                leaves out there, and `use_remat`, stay as they are.
             regularise: what the other stages in training mode leave out; None for nothing.
             keys: [b] one key an example, for `regularise`.
             compute_dtype: dtype of every layer but the head, such as "bfloat16"; None is that of params and images.
@@ -142,7 +145,8 @@ class Net:
                 dtype to compute in.
 
         Returns:
-            The output of the last stage that ran, and `stats`, those of the stages in training mode updated.
+            The output of the last stage that ran, and `stats`, those of the stages in training mode updated unless
+            they are frozen.
 
         Raises:
             ValueError: an unknown stage, `start` after `stop`, or params or statistics of a stage that
@@ -162,7 +166,7 @@ class Net:
         kernels, head_width, num_tokens = kernels or Kernels(), self.architecture.head_width, None
         for index, stage in enumerate(running, first):
             is_training = index >= training and stage not in frozen
-            settings: dict[str, Any] = {"is_training": is_training}
+            settings: dict[str, Any] = {"is_training": is_training and not freeze_statistics}
             if stage in self.architecture.kernel_stages:
                 settings["kernels"] = kernels
             if stage in self.architecture.kernel_stages and head_width:
@@ -187,7 +191,7 @@ class Net:
         settings: Mapping[str, Any], compute_dtype: str | None, axis_name: str | None,
         gather: Callable[[Arrays], Arrays] | None,
     ) -> tuple[jax.Array, Arrays]:  # fmt: skip
-        """Run one stage; return its output, and its new statistics in training mode."""
+        """Run one stage; return its output, and its new statistics where they move."""
         if compute_dtype is not None:
             dtype = jnp.dtype("float32" if stage == HEAD else compute_dtype)
             params, x = jax.tree.map(lambda array: array.astype(dtype), (params, x))

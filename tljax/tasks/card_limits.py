@@ -48,8 +48,10 @@ def _test_counts(found: Mapping[str, Any]) -> list[int]:
 def _of_the_split(found: Mapping[str, Any]) -> Iterator[str]:
     split = found["config"]["split"]
     if split.get("held_out"):
-        kinds = " and ".join(f"{name} {', '.join(map(str, values))}" for name, values in split["held_out"].items())
+        kinds = _kinds(split["held_out"])
         yield f"It was tested on images with {kinds} alone, and trained and calibrated on none of these."
+    if split.get("only"):
+        yield f"It has seen images with {_kinds(split['only'])} alone, in training, calibration and test."
     if split["kind"] == "grouped":
         yield f"Images with one {split['groups']!r} are in one part of the split; nothing else was kept together."
     else:
@@ -59,6 +61,10 @@ def _of_the_split(found: Mapping[str, Any]) -> Iterator[str]:
         )
     if found["facts"] is not None and not found["facts"]["parts"]["val"]["num_images"]:
         yield "There were no validation images, so nothing could be chosen or calibrated on them."
+
+
+def _kinds(wanted: Mapping[str, Any]) -> str:
+    return " and ".join(f"{name} {', '.join(map(str, values))}" for name, values in wanted.items())
 
 
 def _of_the_probabilities(found: Mapping[str, Any]) -> Iterator[str]:

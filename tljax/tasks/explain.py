@@ -93,7 +93,7 @@ def norm_modes(plan: Plan) -> dict[str, str]:
     with_statistics = {stage_of(path) for path in plan.inputs.pretrained.stats}
     modes = {True: "batch", False: "frozen"}
     return {
-        stage: modes[stage in plan.forward.in_training_mode] if stage in with_statistics else "-"
+        stage: modes[stage in plan.forward.following] if stage in with_statistics else "-"
         for stage in plan.forward.net.stages
     }
 

@@ -15,7 +15,7 @@ from tljax.data.label_split import label_split
 from tljax.data.sources import SOURCES, Source, has_labels, source_opener
 from tljax.data.splits import Fold, Split, grouped_split, hashed_seed, k_folds, load_split, stratified_split
 from tljax.data.strata import has_values, split_columns, strata_and_groups
-from tljax.data.subsets import hold_out, limit_train
+from tljax.data.subsets import hold_out, keep_only, limit_train
 from tljax.plain import fingerprint
 from tljax.tasks.sections import call
 from tljax.weights import Pretrained, load
@@ -106,6 +106,7 @@ def make_split(
     groups: str | None = None,
     seed: int | None = None,
     held_out: Mapping[str, Sequence[Any]] | None = None,
+    only: Mapping[str, Sequence[Any]] | None = None,
     train_limit: int | None = None,
 ) -> Split:
     """Divide a source into train, validation and test.
@@ -125,14 +126,16 @@ def make_split(
         seed: of the split, for runs that differ in `config.seed` and share it; None takes that of the run.
         held_out: {column: values}. Examples that have one of the values are tested on, the others trained and validated
             on; those in another part go nowhere. None tests on what is like the training examples.
+        only: {column: values}. Examples that do not have one of the values, of every column, go nowhere; the others
+            are in the part that they are in without this. None keeps all.
         train_limit: keep so many of the training examples, in the proportions of their classes; those of a smaller
             limit are among those of a larger one. Validation and test stay as they are. None keeps all.
 
     Raises:
         ValueError: an unknown kind, column or value, a grouped split without groups, nothing left to train or test on
-            by what is held out, or fewer training examples than wanted.
+            by what is held out or kept, or fewer training examples than wanted.
     """
-    columns = split_columns(source, (*strata, *([groups] if groups else []), *(held_out or ())))
+    columns = split_columns(source, (*strata, *([groups] if groups else []), *(held_out or ()), *(only or ())))
     split_seed = _split_seed(run_seed, seed, repeat)
     if kind == "stratified" and source.is_multi_label and "label" in strata:
         others = [columns[name][:, None] == np.unique(columns[name]) for name in strata if name != "label"]
@@ -144,17 +147,22 @@ def make_split(
         else:
             split = grouped_split(membership, table, split_seed, test_fraction, val_fraction)
     if held_out:
-        split = hold_out(split, has_values(columns, held_out))
-        _check_held_out(split, held_out, len(source))
+        split = hold_out(split, np.any(has_values(columns, "held_out", held_out), axis=0))
+    if only:
+        split = keep_only(split, np.all(has_values(columns, "only", only), axis=0))
+    chosen = {name: dict(values) for name, values in (("held_out", held_out), ("only", only)) if values}
+    if chosen:
+        _check_left(split, chosen, len(source))
     return split if train_limit is None else limit_train(split, columns["label"], split_seed, train_limit)
 
 
-def _check_held_out(split: Split, held_out: Mapping[str, Sequence[Any]], num_images: int) -> None:
-    left = {"train": "hold out fewer values", "test": "hold out other values, or raise test_fraction"}
+def _check_left(split: Split, chosen: Mapping[str, Any], num_images: int) -> None:
+    left = {"train": "keep more to train on", "test": "keep more to test on, or raise test_fraction"}
     fixes = {part: fix for part, fix in left.items() if not len(getattr(split, part))}
     if fixes:
+        said = " and ".join(f"{name}={values}" for name, values in chosen.items())
         raise ValueError(
-            f"held_out={dict(held_out)} leaves no images to {' and none to '.join(f'{part} on' for part in fixes)}, of "
+            f"{said} leaves no images to {' and none to '.join(f'{part} on' for part in fixes)}, of "
             f"{num_images}; {'; '.join(fixes.values())}"
         )
 
@@ -173,6 +181,7 @@ def make_folds(
     groups: str | None = None,
     seed: int | None = None,
     held_out: Mapping[str, Sequence[Any]] | None = None,
+    only: Mapping[str, Sequence[Any]] | None = None,
     train_limit: int | None = None,
 ) -> list[Fold]:
     """Deal images into folds as `make_split` divides them: by the same strata, and the same groups kept whole.
@@ -190,12 +199,13 @@ def make_folds(
         groups: as for `make_split`.
         seed: as for `make_split`.
         held_out: of the split; `indices` are what it has left.
+        only: likewise.
         train_limit: likewise.
 
     Raises:
         ValueError: as `make_split` and `k_folds`.
     """
-    del test_fraction, val_fraction, held_out, train_limit
+    del test_fraction, val_fraction, held_out, only, train_limit
     columns = split_columns(source, (*strata, *([groups] if groups else [])))
     table, membership = strata_and_groups(columns, kind, strata, groups)
     of_groups = None if membership is None else membership[indices]

@@ -160,6 +160,7 @@ def _forward(config: dict[str, Any], recipe: Recipe, net: Net, groups: Groups, s
         net=net,
         training=groups.trained_stages,
         adapting=net.stages if recipe.adapt_statistics else (),
+        freeze_statistics=recipe.freeze_statistics,
         start=start,
         lora_scaling=scaling,
         regularise=call_optional("regularise", config, Regularise, None),

@@ -36,6 +36,8 @@ class Recipe:
         compute_dtype: "float32", or "bfloat16" with float32 params; see `Net.apply`.
         use_remat: compute stages again in the backward pass; see `Net.apply`.
         adapt_statistics: let the BatchNorm statistics of frozen stages follow the new data.
+        freeze_statistics: let BatchNorm of trained stages use the pretrained statistics, which then keep every bit; its
+            scales and biases are trained unless `config.groups` says otherwise, and what is drawn at random is drawn.
         sampling: "uniform", or "class_balanced"; see `data.sampling`.
         drift_images: images of the validation part whose features are compared with those of the pretrained net at
             the end; 0 for none.
@@ -54,6 +56,7 @@ class Recipe:
     compute_dtype: str = "float32"
     use_remat: bool = False
     adapt_statistics: bool = False
+    freeze_statistics: bool = False
     sampling: str = "uniform"
     drift_images: int = 128
     cache_budget_gb: float = 20.0
@@ -70,6 +73,8 @@ class Recipe:
             problems.append(f"average_decay is {self.average_decay}, wanted a number between 0 and 1, or None")
         if self.adapt_statistics and self.is_cached:
             problems.append("adapt_statistics moves what a cache stores; set it to False, or cache to 'never'")
+        if self.adapt_statistics and self.freeze_statistics:
+            problems.append("adapt_statistics moves the statistics that freeze_statistics keeps; set one to False")
         if problems:
             raise ValueError(f"config.finetune: {'; '.join(problems)}")
         multiple = jax.device_count() * self.num_parts
