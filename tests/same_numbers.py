@@ -53,6 +53,11 @@ def train_on_mesh(name: str, devices: list[Any], fsdp: int = 1) -> dict[str, np.
     return results(losses, fetch(state))
 
 
+@functools.cache
+def train_on_one(name: str) -> dict[str, np.ndarray]:
+    return train_on_mesh(name, jax.devices()[:1])
+
+
 def train_by_pmap(name: str) -> dict[str, np.ndarray]:
     """Return the same by the mapped step."""
     job = job_of(name)
