@@ -13,8 +13,17 @@ from tljax.devices import fetch, make_mesh, place, put_batch, shapes_on, shardin
 from tljax.finetune.devices import make_train_step, put_inputs
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("fsdp", [1, 4, 8])
+@pytest.mark.parametrize(
+    ("name", "fsdp"),
+    [
+        ("vit", 4),
+        ("resnet", 1),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("vit", 1), ("vit", 8), ("resnet", 4), ("resnet", 8))
+        ),
+    ],
+)
 def test_eight_devices_give_the_numbers_of_one(name, fsdp):
     assert_same_numbers(train_on_mesh(name, jax.devices(), fsdp), train_on_one(name))
 
