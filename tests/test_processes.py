@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from tests.several import free_port, start_cli, start_job
 from tests.small_runs import make_config, metrics_of, write_model, write_pictures
 from tljax import process_groups, processes
 from tljax.cli import main
+from tljax.tasks import finetune
 
 
 def test_two_processes_of_four_devices_give_the_numbers_of_one(tmp_path):
@@ -85,7 +87,7 @@ def test_a_run_by_two_processes_is_that_of_one(root, tmp_path, cache):
     two = finish(root, tmp_path / "two", 2, 2, **sections)
     if cache == "always":
         sections |= {"cache_dir": str(tmp_path / "cache_of_one")}
-    finish(root, tmp_path / "one", 1, 1, **sections)
+    finetune.run(make_config(root, **sections), tmp_path / "one")
     assert_same_run(tmp_path / "two", tmp_path / "one")
     assert "accuracy" in two[0].output
     assert "accuracy" not in two[1].output.splitlines()[-1]
@@ -104,7 +106,7 @@ NUM_STEPS = 80
 
 @pytest.fixture(scope="module")
 def undisturbed(root):
-    finish(root, root / "undisturbed", 1, 4, **LONG)
+    finetune.run(make_config(root, **LONG), root / "undisturbed")
     return root / "undisturbed"
 
 
@@ -131,7 +133,7 @@ def test_sigterm_to_one_process_saves_at_one_step_and_another_number_of_devices_
     assert not (workdir / "done.json").exists()
     assert steps_taken(workdir) == max(int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*"))
     # As an alone process with other devices.
-    finish(root, workdir, 1, 8, **LONG)
+    finetune.run(make_config(root, **LONG), workdir)
     assert_same_run(workdir, undisturbed)
 
 
@@ -154,10 +156,11 @@ def test_a_killed_process_ends_the_other_within_a_minute_and_loses_no_checkpoint
         "This most likely indicates that another task died",
     )
     assert any(message in other.output for message in messages), other
-    finish(root, workdir, 2, 2, **LONG)
+    finetune.run(make_config(root, **LONG), workdir)
     assert_same_run(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_an_image_that_one_process_cannot_read_ends_both_and_is_named(tmp_path):
     write_pictures(tmp_path / "pictures")
     write_model(tmp_path / "vit")
@@ -201,11 +204,10 @@ def test_nothing_watches_when_python_goes():
     assert (done.returncode, done.stdout.split("\n")) == (0, ["['tljax watches the other processes']", "[]", ""]), done
 
 
-def test_a_task_for_one_process_says_so(root, tmp_path):
-    with start_cli(arguments(root, tmp_path / "run", task="lr_find"), tmp_path, 2, 1) as running:
-        ended = running.join()
-    assert [process.status for process in ended] == [processes.FAILED] * 2
-    assert "tljax lr_find runs in one process, and this is one of 2" in ended[0].output
+def test_a_task_for_one_process_says_so(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert main(arguments(root, tmp_path / "run", task="lr_find")) == processes.FAILED
+    assert "tljax lr_find runs in one process, and this is one of 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
