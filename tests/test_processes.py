@@ -206,6 +206,7 @@ def test_nothing_watches_when_python_goes():
 
 def test_a_task_for_one_process_says_so(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     assert main(arguments(root, tmp_path / "run", task="lr_find")) == processes.FAILED
     assert "tljax lr_find runs in one process, and this is one of 2" in capsys.readouterr().err
 
