@@ -82,7 +82,7 @@ def test_a_run_equals_its_steps_taken_by_hand(whole):
     assert [json.loads(line) for line in whole[1].splitlines()] == wanted
 
 
-@pytest.mark.parametrize("kills", [(0,), (3,), (1, 3, 4, 5)])
+@pytest.mark.parametrize("kills", [(0,), (1,), (2,), (3,), (4,), (5,), (1, 3, 4, 5)])
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path, whole, kills):
     for step_number in kills:
         with pytest.raises(KilledError):
@@ -91,7 +91,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path, whole, kills):
     assert (tmp_path / "metrics.jsonl").read_text() == whole[1]
 
 
-@pytest.mark.parametrize("told_at", [(2,), (5,), (0, 1, 3)])
+@pytest.mark.parametrize("told_at", [(1,), (2,), (5,), (0, 1, 3)])
 def test_told_to_end_it_saves_the_step_and_goes_on_to_the_same_bits(tmp_path, whole, told_at):
     """Also where a checkpoint is due anyway, and at the last step."""
 
@@ -247,7 +247,7 @@ def test_params_that_stay_keep_their_moments_and_new_ones_start_afresh(whole_of_
     assert counts
 
 
-@pytest.mark.parametrize("kills", [(3,), (2, 5, 6, 7)])
+@pytest.mark.parametrize("kills", [(1,), (3,), (4, 6, 8), (2, 5, 6, 7)])
 def test_phases_killed_and_resumed_end_with_the_same_bits(tmp_path, whole_of_three, kills):
     def dying(phase, at):
         def step(state, fixed, batch):
