@@ -15,7 +15,7 @@ from tests.several import free_port, start_cli, start_job
 from tests.small_runs import make_config, metrics_of, write_model, write_pictures
 from tljax import process_groups, processes
 from tljax.cli import main
-from tljax.tasks import finetune
+from tljax.tasks import finetune, lr_find
 
 
 def test_two_processes_of_four_devices_give_the_numbers_of_one(tmp_path):
@@ -47,12 +47,12 @@ def get_config(arg):
 """
 
 
-def arguments(root, workdir, task="finetune", **sections):
+def arguments(root, workdir, **sections):
     """The command line of a run with the config of `make_config`."""
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir.with_suffix(".json")
     file.write_text(json.dumps(make_config(root, **sections)))
-    return [task, f"--config={root / 'config.py'}:{file}", f"--workdir={workdir}"]
+    return ["finetune", f"--config={root / 'config.py'}:{file}", f"--workdir={workdir}"]
 
 
 def finish(root, workdir, num_processes, devices_each, **sections):
@@ -204,11 +204,11 @@ def test_nothing_watches_when_python_goes():
     assert (done.returncode, done.stdout.split("\n")) == (0, ["['tljax watches the other processes']", "[]", ""]), done
 
 
-def test_a_task_for_one_process_says_so(root, tmp_path, monkeypatch, capsys):
+def test_a_task_for_one_process_says_so(root, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    assert main(arguments(root, tmp_path / "run", task="lr_find")) == processes.FAILED
-    assert "tljax lr_find runs in one process, and this is one of 2" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="tljax lr_find runs in one process, and this is one of 2"):
+        lr_find.run(make_config(root), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
