@@ -60,7 +60,7 @@ def test_flops_of_a_step_of_a_vit(freeze, share):
     assert step_over_forward("vit_s16", freeze, 8) == pytest.approx(share, rel=0.03)
 
 
-@pytest.mark.parametrize(("name", "freeze"), [("resnet18", "layer4_01"), ("vgg11", "block5_conv1")])
+@pytest.mark.parametrize(("name", "freeze"), [("resnet50", "layer4_01"), ("vgg16", "block5_conv1")])
 def test_flops_of_a_step_of_a_convolutional_net(name, freeze):
     """(3 - 2p) F, where the prefix holds the share p; experiments/freezing_flops has more depths."""
     net = net_of(name)
