@@ -14,7 +14,7 @@ demo: .venv/demo.installed
 	$(BIN)/tljax transfer --config=configs/demo.py --workdir=runs/demo
 
 test: .venv/test.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/test.installed
 	$(BIN)/python -m pytest -m slow

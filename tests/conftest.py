@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 CPU devices, no implicit promotion, checked shapes, no network."""
 
+import gc
 import os
 import socket
 
@@ -19,8 +20,21 @@ install_import_hook("tljax", "beartype.beartype")
 
 
 def pytest_configure(config):
-    """Compile what several tests or processes run once."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    """Compile what several tests or processes run once, however small it is, in processes that tests start too."""
+    settings = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+def pytest_collection_finish():
+    """Leave what is imported out of garbage collections, which would look at it all again and find nothing."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-
 DEVICES_EACH = 4
 # Beyond this they hang.
 TIMEOUT_S = 150
@@ -37,7 +35,6 @@ class Processes:
             "JAX_NUM_CPU_DEVICES": str(devices_each),
             # Not those of the tests, which force a number of devices.
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),  # pyright: ignore
             "JAX_NUMPY_DTYPE_PROMOTION": "standard",
         }
         self.logs = [folder / f"process_{number}.log" for number in range(len(commands))]

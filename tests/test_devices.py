@@ -1,4 +1,3 @@
-import functools
 from typing import Any
 
 import jax
@@ -9,33 +8,37 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.finetuning import make_batch
-from tests.same_numbers import NETS, NUM_STEPS, assert_same_numbers, job_of, train_by_pmap, train_on_mesh
+from tests.same_numbers import NETS, NUM_STEPS, assert_same_numbers, job_of, train_by_pmap, train_on_mesh, train_on_one
 from tljax.devices import fetch, make_mesh, place, put_batch, shapes_on, sharding_of
 from tljax.finetune.devices import make_train_step, put_inputs
 
 
-@functools.cache
-def on_one_device(name):
-    return train_on_mesh(name, jax.devices()[:1])
-
-
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("fsdp", [1, 4, 8])
+@pytest.mark.parametrize(
+    ("name", "fsdp"),
+    [
+        ("vit", 4),
+        ("resnet", 1),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("vit", 1), ("vit", 8), ("resnet", 4), ("resnet", 8))
+        ),
+    ],
+)
 def test_eight_devices_give_the_numbers_of_one(name, fsdp):
-    assert_same_numbers(train_on_mesh(name, jax.devices(), fsdp), on_one_device(name))
+    assert_same_numbers(train_on_mesh(name, jax.devices(), fsdp), train_on_one(name))
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_pmap_gives_the_numbers_of_one_device(name):
     """With the statistics of the whole batch, of which each device holds one example."""
-    assert_same_numbers(train_by_pmap(name), on_one_device(name))
+    assert_same_numbers(train_by_pmap(name), train_on_one(name))
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_run_that_is_compared_learns_and_draws(name):
-    losses = on_one_device(name)["losses"]
+    losses = train_on_one(name)["losses"]
     assert len({float(loss) for loss in losses}) == NUM_STEPS
-    assert any(path.endswith("/var") for path in on_one_device("resnet"))
+    assert any(path.endswith("/var") for path in train_on_one("resnet"))
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])

@@ -42,6 +42,17 @@ METHODS = {
     "a rule": lambda stage, kernel: {"freeze": "head", "rules": [(kernel, "body")]},
     "a delta": lambda stage, kernel: {"freeze": "head", "rules": [(".*/lora_[ab]", "body")]},
 }
+# Every method and every net; the other pairs are slow, as each compiles a step.
+FAST = {
+    ("resnet", "late stages"), ("resnet", "norms"), ("vgg_bn", "head"), ("vgg_bn", "one stage without the head"),
+    ("vgg_bn", "a rule"), ("vit", "late stages"), ("vit", "one stage and the head"), ("vit", "biases"),
+    ("vit", "a delta"),
+}  # fmt: skip
+PAIRS = [
+    pytest.param(name, method, marks=[] if (name, method) in FAST else pytest.mark.slow)
+    for name in NETS
+    for method in METHODS
+]
 
 
 def job_of(name, method):
@@ -60,8 +71,7 @@ def job_of(name, method):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_frozen_params_and_statistics_keep_every_bit(name, method):
     """With weight decay, clipping, an average, penalties, mixing and dropout on."""
     job = job_of(name, method)

@@ -14,7 +14,7 @@ NAMES = (
     "torch_protocol4.bin", "torch_onnx_old.onnx", "torch_onnx_new.onnx",
 )  # fmt: skip
 # Of each format.
-COUNT = 150
+COUNT = 60
 
 
 def test_damaged_files(tmp_path):

@@ -95,7 +95,7 @@ def test_the_cheap_gelu_saves_its_input_alone_and_costs_less():
 @pytest.mark.parametrize(("stop", "pooling"), [(None, "mean"), ("block_01", "cls")])
 def test_filled_up_tokens_change_neither_scores_nor_gradients(monkeypatch, stop, pooling):
     """As where cuDNN wants a multiple of 8 of them; XLA computes the attention here."""
-    net = Net(dataclasses.replace(WIDE, depth=2, pooling=pooling))
+    net = Net(dataclasses.replace(WIDE, pooling=pooling))
     params, _ = net.init(jax.random.key(0))
     params = {path: value + normal(index, value.shape, scale=0.1) for index, (path, value) in enumerate(params.items())}
     x = normal(5, (2, 16, 16, 3))
@@ -143,7 +143,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
 
-WIDE = dataclasses.replace(TINY_VIT, activation="gelu")
+WIDE = dataclasses.replace(TINY_VIT, depth=2, activation="gelu")
 
 
 def program_of_a_step(dtype, chosen=None):
@@ -439,7 +439,7 @@ def test_plain_norm_is_that_of_the_models():
 )
 def test_a_net_gives_the_same_scores_and_gradients_either_way(ways):
     resnet = ResNetConfig(depths=(1, 1), widths=(16, 32), num_classes=3)
-    net = Net(resnet if "batch_norm" in ways else dataclasses.replace(WIDE, depth=2))
+    net = Net(resnet if "batch_norm" in ways else WIDE)
     params, stats = net.init(jax.random.key(0))
     params = {path: value + normal(index, value.shape, scale=0.1) for index, (path, value) in enumerate(params.items())}
     x = normal(5, (2, 16, 16, 3))

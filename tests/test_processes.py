@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from tests.same_numbers import assert_same_numbers, train_on_mesh
+from tests.same_numbers import assert_same_numbers, train_on_one
 from tests.several import free_port, start_cli, start_job
 from tests.small_runs import make_config, metrics_of, write_model, write_pictures
 from tljax import process_groups, processes
 from tljax.cli import main
+from tljax.tasks import finetune, lr_find
 
 
 def test_two_processes_of_four_devices_give_the_numbers_of_one(tmp_path):
@@ -23,8 +24,8 @@ def test_two_processes_of_four_devices_give_the_numbers_of_one(tmp_path):
     assert [process.status for process in ended] == [0, 0], ended
     for path in tmp_path.glob("*.npz"):
         with np.load(path) as found:
-            assert_same_numbers(dict(found), train_on_mesh(path.stem.partition("_")[0], jax.devices()[:1]))
-    assert len(list(tmp_path.glob("*.npz"))) == 3
+            assert_same_numbers(dict(found), train_on_one(path.stem.partition("_")[0]))
+    assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,12 @@ def get_config(arg):
 """
 
 
-def arguments(root, workdir, task="finetune", **sections):
+def arguments(root, workdir, **sections):
     """The command line of a run with the config of `make_config`."""
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir.with_suffix(".json")
     file.write_text(json.dumps(make_config(root, **sections)))
-    return [task, f"--config={root / 'config.py'}:{file}", f"--workdir={workdir}"]
+    return ["finetune", f"--config={root / 'config.py'}:{file}", f"--workdir={workdir}"]
 
 
 def finish(root, workdir, num_processes, devices_each, **sections):
@@ -86,7 +87,7 @@ def test_a_run_by_two_processes_is_that_of_one(root, tmp_path, cache):
     two = finish(root, tmp_path / "two", 2, 2, **sections)
     if cache == "always":
         sections |= {"cache_dir": str(tmp_path / "cache_of_one")}
-    finish(root, tmp_path / "one", 1, 1, **sections)
+    finetune.run(make_config(root, **sections), tmp_path / "one")
     assert_same_run(tmp_path / "two", tmp_path / "one")
     assert "accuracy" in two[0].output
     assert "accuracy" not in two[1].output.splitlines()[-1]
@@ -105,7 +106,7 @@ NUM_STEPS = 80
 
 @pytest.fixture(scope="module")
 def undisturbed(root):
-    finish(root, root / "undisturbed", 1, 4, **LONG)
+    finetune.run(make_config(root, **LONG), root / "undisturbed")
     return root / "undisturbed"
 
 
@@ -132,7 +133,7 @@ def test_sigterm_to_one_process_saves_at_one_step_and_another_number_of_devices_
     assert not (workdir / "done.json").exists()
     assert steps_taken(workdir) == max(int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*"))
     # As an alone process with other devices.
-    finish(root, workdir, 1, 8, **LONG)
+    finetune.run(make_config(root, **LONG), workdir)
     assert_same_run(workdir, undisturbed)
 
 
@@ -155,10 +156,11 @@ def test_a_killed_process_ends_the_other_within_a_minute_and_loses_no_checkpoint
         "This most likely indicates that another task died",
     )
     assert any(message in other.output for message in messages), other
-    finish(root, workdir, 2, 2, **LONG)
+    finetune.run(make_config(root, **LONG), workdir)
     assert_same_run(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_an_image_that_one_process_cannot_read_ends_both_and_is_named(tmp_path):
     write_pictures(tmp_path / "pictures")
     write_model(tmp_path / "vit")
@@ -202,11 +204,11 @@ def test_nothing_watches_when_python_goes():
     assert (done.returncode, done.stdout.split("\n")) == (0, ["['tljax watches the other processes']", "[]", ""]), done
 
 
-def test_a_task_for_one_process_says_so(root, tmp_path):
-    with start_cli(arguments(root, tmp_path / "run", task="lr_find"), tmp_path, 2, 1) as running:
-        ended = running.join()
-    assert [process.status for process in ended] == [processes.FAILED] * 2
-    assert "tljax lr_find runs in one process, and this is one of 2" in ended[0].output
+def test_a_task_for_one_process_says_so(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="tljax lr_find runs in one process, and this is one of 2"):
+        lr_find.run(make_config(root), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

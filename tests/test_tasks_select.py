@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.small_runs import RESNET, VIT, make_config, remembering, write_model, write_pictures
+from tests.small_runs import RESNET, VIT, make_config, write_model, write_pictures
 from tljax import rundir
 from tljax.data.sources import open_source
 from tljax.data.splits import load_split
@@ -35,7 +35,7 @@ def root(tmp_path_factory):
     write_pictures(folder / "pictures")
     write_model(folder / "vit")
     write_model(folder / "headless", dataclasses.replace(VIT, num_classes=0))
-    with remembering(folder / "compiled"), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "resnet18", dataclasses.replace(RESNET, depths=(1,), widths=(8,), num_classes=0))
         yield folder
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import tljax
-from tests.small_runs import apply_net, make_config, metrics_of, remembering, split_of, write_model, write_pictures
+from tests.small_runs import apply_net, make_config, metrics_of, split_of, write_model, write_pictures
 from tljax import rundir
 from tljax.cli import main
 from tljax.data.sources import open_source
@@ -31,10 +31,9 @@ def root(tmp_path_factory):
     write_model(folder / "vit")
     lora = {"rules": "attention", "rank": 2, "alpha": 4.0}
     sections = ({"groups": {"freeze": "head"}}, {}, {"groups": {"freeze": "head"}, "lora": lora})
-    with remembering(folder / "compiled"):
-        for name, changes in zip(RUNS, sections, strict=True):
-            finetune.run(make_config(folder, **changes), folder / name)
-        yield folder
+    for name, changes in zip(RUNS, sections, strict=True):
+        finetune.run(make_config(folder, **changes), folder / name)
+    return folder
 
 
 def soup_config(root, runs, kind, **more):

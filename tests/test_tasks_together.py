@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.small_runs import RESNET, make_config, metrics_of, remembering, write_model, write_pictures
+from tests.small_runs import RESNET, make_config, metrics_of, write_model, write_pictures
 from tljax import processes, rundir
 from tljax.ablation.runs import DONE, FAILED, PENDING, Run
 from tljax.tasks import finetune, together_program
@@ -31,8 +31,7 @@ def root(tmp_path_factory):
     write_pictures(folder / "pictures")
     write_model(folder / "vit")
     write_model(folder / "resnet", RESNET)
-    with remembering(folder / "compiled"):
-        yield folder
+    return folder
 
 
 def changed(config, **settings):
@@ -96,24 +95,20 @@ def test_runs_together_equal_runs_alone(root, tmp_path):
     base = make_config(root, **STORED, penalties=penalties, regularise={"stochastic_depth": 0.3})
     configs = [
         base,
-        changed(base, seed=1),
-        changed(base, schedule__learning_rate=0.03, schedule__name="linear"),
-        changed(base, optimizer__weight_decay=0.1),
-        changed(base, loss__label_smoothing=0.2),
-        changed(base, penalties__l2_sp__strength=1.0),
-        changed(base, groups__rates={"body": 0.1}),
-        changed(base, seed=2**33 + 5, split__seed=0, optimizer__weight_decay=0.0),
+        changed(base, seed=1, loss__label_smoothing=0.2, penalties__l2_sp__strength=1.0),
+        changed(base, schedule__learning_rate=0.03, schedule__name="linear", optimizer__weight_decay=0.1),
+        changed(base, seed=2**33 + 5, split__seed=0, optimizer__weight_decay=0.0, groups__rates={"body": 0.1}),
     ]
     runs = runs_of(configs, tmp_path / "together")
     (together,) = group(runs)
     assert together.why_alone is None
     assert together.runs == tuple(runs)
     outcomes = run_together(together.runs)
-    assert [outcome.state for outcome in outcomes] == [DONE] * 8, [outcome.detail for outcome in outcomes]
+    assert [outcome.state for outcome in outcomes] == [DONE] * 4, [outcome.detail for outcome in outcomes]
     for run, workdir in zip(runs, alone_of(runs, tmp_path / "alone"), strict=True):
         assert_same_run(Path(run.workdir), workdir, rtol=1e-5)
     losses = [metrics_of(Path(run.workdir))[-2]["loss"] for run in runs]
-    assert len(set(losses)) == 8
+    assert len(set(losses)) == 4
 
 
 @pytest.mark.slow
