@@ -177,6 +177,7 @@ def followed(tmp_path, monkeypatch):
         patience = slurm_follow.Patience(poll_s=1.0, wait_min=wait_min, retries=retries)
 
         def note(outcome):
+            assert told is not None
             told.append((len(left), Path(outcome.run.workdir).name, outcome.state))
 
         outcomes = slurm_follow.follow(runs, find, submit, patience, None if told is None else note)
