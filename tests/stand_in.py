@@ -102,10 +102,12 @@ def _do(what: str, root: Path, name: str, where: str) -> None:
     if what == "meet":
         _meet(root / where)
     elif what in ("hold", "linger"):
+        # Kept back until it is waited for: raised where a file is closed, `SystemExit` could get lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         (root / f"{name}.held").write_text("h")
         with contextlib.suppress(SystemExit) if what == "linger" else contextlib.nullcontext():
-            while True:
-                signal.pause()
+            signal.sigwaitinfo([signal.SIGTERM])
+            _end()
     elif what == "raise":
         raise RuntimeError("something broke")
     elif what != "finish":
