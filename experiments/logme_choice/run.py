@@ -104,8 +104,8 @@ def print_correlations(rows: Sequence[Row], seeds: Sequence[int]) -> None:
         cells = []
         for metric in ("accuracy", "roc_auc"):
             own = [[row for row in rows if row["seed"] == seed] for seed in seeds]
-            found = [spearmanr([row[name] for row in some], [row[metric] for row in some]).statistic for some in own]
-            cells.append(_interval([float(one) for one in found]))
+            found = [spearmanr([row[name] for row in some], [row[metric] for row in some]) for some in own]
+            cells.append(_interval([float(one[0]) for one in found]))
         print(f"| {name} | {' | '.join(cells)} |")
 
 
