@@ -60,13 +60,14 @@ def write_pictures(folder: Path) -> Path:
     return folder
 
 
-def write_model(folder: Path, architecture: Any = VIT, seed: int = 0) -> Path:
+def write_model(folder: Path, architecture: Any = VIT, seed: int = 0, *, is_far: bool = True) -> Path:
     """A pretrained net, which is a random one, in the layout of transformers."""
     net = Net(architecture)
     params, stats = net.init(jax.random.key(seed))
     rng = np.random.default_rng(seed)
-    # Statistics that no batch would give, so that one that is used in place of the other shows.
-    stats = {path: jnp.asarray(rng.uniform(0.5, 1.5, stat.shape), jnp.float32) for path, stat in stats.items()}
+    if is_far:
+        # Statistics that no batch would give, so that one that is used in place of the other shows.
+        stats = {path: jnp.asarray(rng.uniform(0.5, 1.5, stat.shape), jnp.float32) for path, stat in stats.items()}
     export(folder, format="hf", architecture=architecture, params=params, stats=stats, preprocess=Preprocess(size=SIZE))
     return folder
 

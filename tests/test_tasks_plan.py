@@ -222,16 +222,16 @@ def test_explain_prints_every_phase_and_makes_the_choice_by_gradients(root, caps
 def test_explain_says_whose_statistics_batchnorm_uses(root):
     write_model(root / "resnet", RESNET)
     modes = {}
-    for option in ("drift_images", "adapt_statistics", "freeze_statistics"):
+    for option in (None, "adapt_statistics", "freeze_statistics"):
         config = make_config(
             root, model={"name": f"file:{root / 'resnet'}"}, groups={"freeze": "layer2_00"},
-            finetune={option: True},
+            finetune={} if option is None else {option: True},
         )  # fmt: skip
         inputs = open_inputs(config)
         (plan,) = plan_phases(select("finetune", config), inputs, inputs.source.labels)
         modes[option] = explain.norm_modes(plan)
     assert modes == {
-        "drift_images": {"stem": "frozen", "layer1_00": "frozen", "layer2_00": "batch", "head": "-"},
+        None: {"stem": "frozen", "layer1_00": "frozen", "layer2_00": "batch", "head": "-"},
         "adapt_statistics": {"stem": "batch", "layer1_00": "batch", "layer2_00": "batch", "head": "-"},
         "freeze_statistics": {"stem": "frozen", "layer1_00": "frozen", "layer2_00": "frozen", "head": "-"},
     }

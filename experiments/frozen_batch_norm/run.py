@@ -29,7 +29,7 @@ def main() -> None:
         shutil.rmtree(half_written, ignore_errors=True)
         tljax("export", f"{run}", "--format=hf", f"--to={half_written}")
         half_written.rename(model)
-    # A convolution with a kernel for each of several runs is about four times as slow on XLA's CPU.
+    # XLA's CPU backend is slow at convolutions with a kernel for each of several runs.
     alone = (f"--max_parallel={arguments.max_parallel}", "--together=never")
     tljax("sweep", f"{HERE / 'sweep.py'}", f"--workdir={WORKDIR}", *alone)
     shutil.copy(WORKDIR / "results.csv", HERE / "results.csv")
