@@ -102,12 +102,10 @@ def _do(what: str, root: Path, name: str, where: str) -> None:
     if what == "meet":
         _meet(root / where)
     elif what in ("hold", "linger"):
-        # Kept back until it is waited for: raised where a file is closed, `SystemExit` could get lost.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         (root / f"{name}.held").write_text("h")
         with contextlib.suppress(SystemExit) if what == "linger" else contextlib.nullcontext():
-            signal.sigwaitinfo([signal.SIGTERM])
-            _end()
+            while True:
+                signal.pause()
     elif what == "raise":
         raise RuntimeError("something broke")
     elif what != "finish":

@@ -26,11 +26,13 @@ from tljax.tasks.launching import find_results, launch_tasks, runs_of_seeds
 PROGRAM = (sys.executable, stand_in.__file__)
 # `tljax`, whose runs are stand-ins.
 LAUNCHER = f"""
-import sys
+import signal, sys
 from jax._src import xla_bridge
 from tljax.ablation import local_pool
 from tljax.cli import main
 local_pool.PROGRAM = {PROGRAM!r}
+# As in a terminal, also where the tests run in the background of a shell, which has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 status = main(sys.argv[1:])
 assert not xla_bridge.backends_are_initialized(), "the launcher holds devices, which are for its runs"
 sys.exit(status)
